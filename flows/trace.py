@@ -1,0 +1,583 @@
+"""Trace of a model: every linear layer that one forward pass runs, with its shape.
+
+transformers builds its own model from a configuration on PyTorch's meta device, where tensors have
+shapes and no storage, and forward hooks record what runs. So the list of layers is never typed by
+hand, follows whatever transformers builds, and a 20-billion-parameter model takes no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from logging import ERROR
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flows.atomic_file import write_text
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig
+
+SCHEMA = "nimble.trace"
+VERSION = 1
+
+#: Models known by name: transformers' configuration class and the published fields.
+NAMED_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    # The defaults of LlamaConfig are LLaMA-7B.
+    "llama-7b": ("LlamaConfig", {}),
+    "llama-2-7b": ("LlamaConfig", {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}),
+    "llama-3-8b": (
+        "LlamaConfig",
+        {
+            "vocab_size": 128256,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 500000.0,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
+    ),
+    "gpt-neox-20b": (
+        "GPTNeoXConfig",
+        {
+            "vocab_size": 50432,
+            "hidden_size": 6144,
+            "intermediate_size": 24576,
+            "num_hidden_layers": 44,
+            "num_attention_heads": 64,
+            "max_position_embeddings": 2048,
+            "hidden_act": "gelu_fast",
+        },
+    ),
+}
+
+_JSON_NAMES: dict[type, str] = {
+    bool: "true or false",
+    dict: "an object",
+    int: "an integer",
+    list: "a list",
+    str: "a string",
+}
+
+_ATTENTION_PRODUCTS = (
+    "attention's own batched products (queries by keys, probabilities by values), which have no weights"
+)
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One call of a `torch.nn.Linear`: ``Y[T, O] = X[T, K] · W[O, K]ᵀ``."""
+
+    #: Path of the module in the model, e.g. ``model.layers.0.self_attn.q_proj``.
+    name: str
+    #: Last component of the path, e.g. ``q_proj``.
+    kind: str
+    #: K.
+    in_features: int
+    #: O.
+    out_features: int
+    #: Whether a bias is added.
+    bias: bool
+    #: T: rows of input in the traced pass.
+    tokens: int
+    #: Index of the transformer block, or None outside the blocks (the head).
+    block: int | None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of this call for all its tokens, as if dense."""
+        return self.tokens * self.in_features * self.out_features
+
+
+@dataclass(frozen=True)
+class DistinctLayer:
+    """Layers of one shape, which cost the same and need to be simulated once."""
+
+    #: Kinds with this shape, in order of first execution.
+    kinds: tuple[str, ...]
+    in_features: int
+    out_features: int
+    bias: bool
+    tokens: int
+    #: Whether the layers are in the transformer blocks.
+    in_blocks: bool
+    #: How many calls in the traced pass have this shape.
+    count: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all `count` calls for all their tokens, as if dense."""
+        return self.count * self.tokens * self.in_features * self.out_features
+
+
+class MacsPerToken(NamedTuple):
+    """Multiply-accumulates of one token's way through the linear layers, as if dense."""
+
+    #: In the transformer blocks.
+    blocks: int
+    #: Outside the blocks; in nearly every causal language model that is ``lm_head`` alone.
+    lm_head: int
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes from the model's configuration; None where a kind of model has no such size."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    max_position_embeddings: int | None
+    num_attention_heads: int | None
+    num_key_value_heads: int | None
+
+
+@dataclass(frozen=True)
+class ModelTrace:
+    """What one forward pass of a model runs."""
+
+    #: Name of a known model, or of the directory that was read.
+    model: str
+    #: transformers' name of the architecture, e.g. ``llama`` or ``gpt_neox``.
+    model_type: str
+    #: Sizes from the configuration.
+    facts: ModelFacts
+    #: Tokens in the traced pass (one sequence, no cache before it).
+    tokens: int
+    #: Work of the model that `layers` leaves out, one phrase each.
+    excludes: tuple[str, ...]
+    #: Every linear layer in order of execution.
+    layers: tuple[LinearLayer, ...]
+
+    @property
+    def macs_per_token(self) -> MacsPerToken:
+        """Multiply-accumulates per token, as if dense, in the blocks and in the head.
+
+        Where a layer sees fewer rows than there are tokens, this is the average, rounded down.
+        """
+        blocks = sum(layer.macs for layer in self.layers if layer.block is not None)
+        lm_head = sum(layer.macs for layer in self.layers if layer.block is None)
+        return MacsPerToken(blocks // self.tokens, lm_head // self.tokens)
+
+    def distinct(self) -> tuple[DistinctLayer, ...]:
+        """Return the layers grouped by shape, bias, tokens and place, in order of first execution."""
+        groups: dict[tuple[int, int, bool, int, bool], list[LinearLayer]] = {}
+        for layer in self.layers:
+            key = (
+                layer.in_features,
+                layer.out_features,
+                layer.bias,
+                layer.tokens,
+                layer.block is not None,
+            )
+            groups.setdefault(key, []).append(layer)
+        return tuple(
+            DistinctLayer(tuple(dict.fromkeys(layer.kind for layer in group)), *key, count=len(group))
+            for key, group in groups.items()
+        )
+
+    def find(self, layer: str) -> LinearLayer:
+        """Return the first executed layer of a kind (``q_proj``) or with a full name.
+
+        Parameters
+        ----------
+        layer
+            A kind, or a full name such as ``model.layers.3.mlp.up_proj``.
+
+        Raises
+        ------
+        ValueError
+            No layer has this kind or name.
+        """
+        for candidate in self.layers:
+            if layer in (candidate.kind, candidate.name):
+                return candidate
+        kinds = ", ".join(dict.fromkeys(candidate.kind for candidate in self.layers))
+        raise ValueError(
+            f"{self.model} runs no linear layer {layer!r}; give one of the kinds {kinds}, "
+            f"or a full name such as {self.layers[0].name}."
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the trace as the JSON object that `to_json` writes.
+
+        It also holds ``macs_per_token``, which readers of the file want and `from_json` derives anew.
+        """
+        document = asdict(self)
+        layers = document.pop("layers")
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            **document,
+            "macs_per_token": self.macs_per_token._asdict(),
+            "layers": layers,
+        }
+
+    def to_json(self) -> str:
+        """Return the trace as JSON text, schema name and version included."""
+        return json.dumps(self.to_document(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelTrace:
+        """Return the trace that `to_json` wrote.
+
+        Parameters
+        ----------
+        text
+            JSON text. Keys that this version does not know are ignored.
+
+        Raises
+        ------
+        ValueError
+            The text is not JSON, is of another schema or version, or a field is missing or wrong.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"The trace is not JSON: {error}.") from None
+        _expect(document, dict, "The trace")
+        if document.get("schema") != SCHEMA:
+            raise ValueError(
+                f"The JSON has schema {document.get('schema')!r}; a trace has schema {SCHEMA!r}. "
+                "Write one with nimble trace."
+            )
+        if document.get("version") != VERSION:
+            raise ValueError(
+                f"The trace has version {document.get('version')!r}; this Nimble reads version {VERSION}. "
+                "Write it again with nimble trace."
+            )
+        items = _read(document, "layers", "the trace", list)
+        if not items:
+            raise ValueError("The trace has no layers; a trace holds at least one linear layer.")
+        excludes = _read(document, "excludes", "the trace", list)
+        facts = _read(document, "facts", "the trace", dict)
+        return cls(
+            model=_read(document, "model", "the trace", str),
+            model_type=_read(document, "model_type", "the trace", str),
+            facts=ModelFacts(
+                hidden_size=_read_size(facts, "hidden_size", "facts"),
+                num_hidden_layers=_read_size(facts, "num_hidden_layers", "facts"),
+                vocab_size=_read_size(facts, "vocab_size", "facts"),
+                max_position_embeddings=_read_optional_size(facts, "max_position_embeddings", "facts"),
+                num_attention_heads=_read_optional_size(facts, "num_attention_heads", "facts"),
+                num_key_value_heads=_read_optional_size(facts, "num_key_value_heads", "facts"),
+            ),
+            tokens=_read_size(document, "tokens", "the trace"),
+            excludes=tuple(_expect(phrase, str, "An item of excludes") for phrase in excludes),
+            layers=tuple(_read_layer(item, f"layers[{index}]") for index, item in enumerate(items)),
+        )
+
+
+def trace_model(source: str | Path, tokens: int = 1) -> ModelTrace:
+    """Trace one forward pass of a causal language model, built from its configuration alone.
+
+    Parameters
+    ----------
+    source
+        A name in `NAMED_MODELS`, or a directory that holds a Hugging Face ``config.json``. A `Path` is
+        always a directory. Nothing is downloaded, and code that a configuration names is never run.
+    tokens
+        Length of the sequence, from 1 to the model's ``max_position_embeddings``.
+
+    Returns
+    -------
+    ModelTrace
+        Every `torch.nn.Linear` that ran, in order of execution, with what is left out in `excludes`.
+
+    Raises
+    ------
+    TypeError
+        `tokens` is not an integer.
+    ValueError
+        The model is unknown, its configuration is unusable, it has no linear layer, or `tokens` is out
+        of range.
+    FileNotFoundError
+        The directory has no ``config.json``.
+    """
+    if isinstance(tokens, bool) or not isinstance(tokens, int):
+        raise TypeError(f"tokens is {tokens!r} of type {type(tokens).__name__}; it must be an integer.")
+    if tokens < 1:
+        raise ValueError(f"tokens is {tokens}; a forward pass has at least 1 token.")
+    name = str(source)
+    directory = None if isinstance(source, str) and source in NAMED_MODELS else _model_directory(source)
+
+    import torch
+    import transformers
+
+    with _quiet_transformers():
+        if directory is None:
+            config_class, fields = NAMED_MODELS[name]
+            config = getattr(transformers, config_class)(**fields)
+        else:
+            name = directory.resolve().name
+            config = _read_config(directory)
+        facts = _facts(config, name)
+        if facts.max_position_embeddings is not None and tokens > facts.max_position_embeddings:
+            raise ValueError(
+                f"tokens is {tokens}; {name} is made for at most {facts.max_position_embeddings} "
+                "(its max_position_embeddings)."
+            )
+        auto_model: Any = transformers.AutoModelForCausalLM
+        try:
+            with torch.device("meta"):
+                # No shape depends on the type; fused experts accept bfloat16 only.
+                model = auto_model.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+        except Exception as error:
+            raise ValueError(
+                f"transformers cannot build a causal language model from the configuration of {name} "
+                f"(model type {config.model_type!r}): {_first_line(error)}"
+            ) from error
+        try:
+            layers = _run(model.eval(), tokens)
+        except Exception as error:
+            raise ValueError(
+                f"The forward pass of {name} (model type {config.model_type!r}) does not run without "
+                f"weights: {_first_line(error)}"
+            ) from error
+    if not layers:
+        raise ValueError(
+            f"The forward pass of {name} (model type {config.model_type!r}) ran no torch.nn.Linear; "
+            "only linear layers can be traced."
+        )
+    return ModelTrace(
+        model=name,
+        model_type=config.model_type,
+        facts=facts,
+        tokens=tokens,
+        excludes=(_ATTENTION_PRODUCTS, *_left_out(model, layers)),
+        layers=layers,
+    )
+
+
+def save_trace(trace: ModelTrace, path: str | Path) -> None:
+    """Write a trace to a JSON file, which is complete or untouched whatever happens.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    write_text(path, trace.to_json())
+
+
+def load_trace(path: str | Path) -> ModelTrace:
+    """Read the trace that `save_trace` wrote; imports neither torch nor transformers.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        The file is not a trace of this version.
+    """
+    try:
+        return ModelTrace.from_json(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _model_directory(source: str | Path) -> Path:
+    directory = Path(source)
+    if source == "" or not directory.is_dir():  # Path("") would be the current directory
+        problem = "is a file" if directory.is_file() else "is neither a known model nor a directory"
+        raise ValueError(
+            f"{str(source)!r} {problem}; give one of {', '.join(NAMED_MODELS)}, "
+            "or a directory that holds a Hugging Face config.json."
+        )
+    if not (directory / "config.json").is_file():
+        raise FileNotFoundError(
+            f"The directory {directory} has no config.json; a Hugging Face model directory holds one."
+        )
+    return directory
+
+
+def _read_config(directory: Path) -> PretrainedConfig:
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
+
+    path = directory / "config.json"
+    # transformers reports bad JSON and a missing type as a model that cannot be found on its hub.
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from None
+    if type(fields) is not dict or type(fields.get("model_type")) is not str:
+        raise ValueError(
+            f"{path} has no model_type; a Hugging Face configuration is an object that names one."
+        )
+    if fields["model_type"] not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{path} has model_type {fields['model_type']!r}, which transformers {__version__} does not know."
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise ValueError(f"transformers refuses {path}: {_first_line(error)}") from error
+    return config
+
+
+def _facts(config: PretrainedConfig, name: str) -> ModelFacts:
+    text = config.get_text_config()  # the language model's part where there are others, as in Llama 4
+
+    def size(field: str) -> int | None:
+        value = getattr(text, field, None)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+    def required_size(field: str) -> int:
+        value = size(field)
+        if value is None:
+            raise ValueError(
+                f"The configuration of {name} has {field} {getattr(text, field, None)!r}; "
+                "it must be a positive integer."
+            )
+        return value
+
+    return ModelFacts(
+        hidden_size=required_size("hidden_size"),
+        num_hidden_layers=required_size("num_hidden_layers"),
+        vocab_size=required_size("vocab_size"),
+        max_position_embeddings=size("max_position_embeddings"),
+        num_attention_heads=size("num_attention_heads"),
+        # Without the field, every attention head has its own keys and values.
+        num_key_value_heads=size("num_key_value_heads") or size("num_attention_heads"),
+    )
+
+
+def _run(model: torch.nn.Module, tokens: int) -> tuple[LinearLayer, ...]:
+    """Run `model`, which is on the meta device, and return its linear layers as they ran."""
+    import torch
+
+    layers: list[LinearLayer] = []
+
+    def record(name: str, block: int | None) -> Any:
+        def hook(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            layers.append(
+                LinearLayer(
+                    name=name,
+                    kind=name.rpartition(".")[2],
+                    in_features=module.in_features,
+                    out_features=module.out_features,
+                    bias=module.bias is not None,
+                    # From the output: it is there however the module was called.
+                    tokens=math.prod(output.shape[:-1]),
+                    block=block,
+                )
+            )
+
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(record(name, _block_index(model, name)))
+    ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
+    with torch.no_grad():
+        # Without a cache transformers looks for packed sequences by value, and meta tensors have none.
+        model(input_ids=ids, use_cache=True)
+    return tuple(layers)
+
+
+def _block_index(model: torch.nn.Module, name: str) -> int | None:
+    """Return which item of the outermost list of modules holds the module `name`."""
+    import torch
+
+    match = re.match(r"(.+?)\.(\d+)\.", name)
+    if match is None or not isinstance(model.get_submodule(match[1]), torch.nn.ModuleList):
+        return None
+    return int(match[2])
+
+
+def _left_out(model: torch.nn.Module, layers: tuple[LinearLayer, ...]) -> Iterator[str]:
+    """Yield a phrase for each sort of weight matrix that `layers` does not hold."""
+    import torch
+
+    ran = {layer.name for layer in layers}
+    idle = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name not in ran
+    ]
+    if idle:
+        yield f"{len(idle)} linear layers that are not called as modules in a forward pass (first: {idle[0]})"
+
+    others: dict[str, list[tuple[str, int]]] = {}
+    for name, module in model.named_modules():
+        # A look-up in an embedding table multiplies nothing.
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            continue
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim >= 2:
+                others.setdefault(type(module).__name__, []).append(
+                    (f"{name}.{parameter_name}", parameter.numel())
+                )
+    for module_type, found in others.items():
+        yield (
+            f"{len(found)} weight tensors of {module_type} modules, which are not torch.nn.Linear: "
+            f"{sum(size for _, size in found):,} weights (first: {found[0][0]})"
+        )
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers from logging the generation defaults of every model it builds."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _expect(value: object, kind: type, what: str) -> Any:
+    # The exact type, since a bool is an int to isinstance.
+    if type(value) is not kind:
+        raise ValueError(f"{what} is {value!r}; it must be {_JSON_NAMES[kind]}.")
+    return value
+
+
+def _read(container: dict[str, Any], field: str, where: str, kind: type) -> Any:
+    if field not in container:
+        raise ValueError(f"Field {field!r} of {where} is missing.")
+    return _expect(container[field], kind, f"Field {field!r} of {where}")
+
+
+def _read_size(container: dict[str, Any], field: str, where: str, least: int = 1) -> int:
+    value: int = _read(container, field, where, int)
+    if value < least:
+        raise ValueError(f"Field {field!r} of {where} is {value}; it must be at least {least}.")
+    return value
+
+
+def _read_optional_size(container: dict[str, Any], field: str, where: str, least: int = 1) -> int | None:
+    if field in container and container[field] is None:
+        return None
+    return _read_size(container, field, where, least)
+
+
+def _read_layer(item: object, where: str) -> LinearLayer:
+    fields = _expect(item, dict, where)
+    return LinearLayer(
+        name=_read(fields, "name", where, str),
+        kind=_read(fields, "kind", where, str),
+        in_features=_read_size(fields, "in_features", where),
+        out_features=_read_size(fields, "out_features", where),
+        bias=_read(fields, "bias", where, bool),
+        tokens=_read_size(fields, "tokens", where),
+        block=_read_optional_size(fields, "block", where, least=0),
+    )
