@@ -1,0 +1,197 @@
+"""Activation buffer: a ring of windows for each PE row, and the loader that fills it.
+
+Activation words arrive in the order token row by token row (``act_ports`` rows at a time), each row from
+its first window to its last: with one port that is the plain [T, K] matrix.
+"""
+
+from __future__ import annotations
+
+from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
+
+from accel.config import CoreConfig, count_bits
+from accel.core.CoreMsg import mk_command_msg
+from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
+from accel.ram.RamRTL import PairAddressRTL, RamRTL
+
+
+class ActLoaderRTL(Component):
+    """Steers activation words into the ring; a token block starts to load when the ring has room for all of it.
+
+    Its writes are registered: a word reaches the buffer one cycle after it is taken.
+    """
+
+    def construct(s, config: CoreConfig):
+        # Constants
+        Command = mk_command_msg(config)
+        ports, rows, words = config.act_ports, config.rows, config.act_words
+        row_beats = -(-rows // ports)
+        beat_bits = count_bits(row_beats - 1)
+        count, addr_bits = count_bits(words), count_bits(words - 1)
+        wide = count + 1
+        subtile_bits = count_bits(config.subtiles)
+        row_bits = count_bits(rows)
+        sum_bits = row_bits + count_bits(ports)
+
+        # Interface
+        s.command = RecvIfcRTL(Command)
+        s.acts = VectorRecvIfcRTL(mk_bits(config.act_port_bits), ports)
+        s.wen = OutPort()
+        s.beat = OutPort(beat_bits)  # which act_ports rows the word is for
+        s.waddr = OutPort(addr_bits)
+        s.data = [OutPort(config.act_port_bits) for _ in range(ports)]
+        s.block_ready = OutPort()  # the write in this cycle completes a token block
+        s.block_freed = InPort()
+        s.freed_words = InPort(count)
+
+        # State and wires
+        s.busy = Wire()
+        s.started = Wire()  # the block has its room
+        s.cmd = Wire(Command)
+        s.free = Wire(count)
+        s.subtile = Wire(subtile_bits)  # left, this one included
+        s.base = Wire(addr_bits)  # of the subtile in the ring
+        s.word = Wire(count)
+        s.row_beat = Wire(beat_bits)
+        s.row_end = Wire(sum_bits)  # rows loaded with this beat
+        s.room = Wire()
+        s.take = Wire()
+        s.last_word = Wire()
+        s.last_beat = Wire()
+        s.last_subtile = Wire()
+        s.rows_here = Wire(sum_bits)
+        s.address = Wire(wide)
+        s.next_base = Wire(wide)
+
+        @update
+        def up_address():
+            s.address @= zext(s.base, wide) + zext(s.word, wide)
+            if s.address >= words:
+                s.address @= zext(s.base, wide) + zext(s.word, wide) - words
+            s.next_base @= zext(s.base, wide) + zext(s.cmd.row_words, wide)
+            if s.next_base >= words:
+                s.next_base @= zext(s.base, wide) + zext(s.cmd.row_words, wide) - words
+
+        @update
+        def up_control():
+            s.room @= s.started | (s.free >= s.cmd.block_words)
+            s.command.rdy @= ~s.busy
+            s.acts.rdy @= s.busy & s.room
+            s.take @= s.busy & s.room & s.acts.val
+            s.last_subtile @= s.subtile == 1
+            s.rows_here @= rows
+            if s.last_subtile:
+                s.rows_here @= zext(s.cmd.last_rows, sum_bits)
+            s.last_word @= s.word == s.cmd.row_words - 1
+            s.last_beat @= s.row_end >= s.rows_here
+
+        @update_ff
+        def ff_control():
+            if s.reset:
+                s.busy <<= 0
+                s.base <<= 0
+            elif ~s.busy:
+                s.started <<= 0
+                s.word <<= 0
+                s.row_beat <<= 0
+                s.row_end <<= ports
+                if s.command.val:
+                    s.busy <<= 1
+                    s.cmd <<= s.command.msg
+                    s.subtile <<= s.command.msg.subtiles
+            elif s.take:
+                s.started <<= 1
+                s.word <<= s.word + 1
+                if s.last_word:
+                    s.word <<= 0
+                    s.row_beat <<= s.row_beat + 1
+                    s.row_end <<= s.row_end + ports
+                    if s.last_beat:
+                        s.row_beat <<= 0
+                        s.row_end <<= ports
+                        s.base <<= s.next_base[0:addr_bits]
+                        s.subtile <<= s.subtile - 1
+                        if s.last_subtile:
+                            s.busy <<= 0
+
+        @update_ff
+        def ff_room():
+            if s.reset:
+                s.free <<= words
+            elif s.take & ~s.started & s.block_freed:
+                s.free <<= s.free - s.cmd.block_words + s.freed_words
+            elif s.take & ~s.started:
+                s.free <<= s.free - s.cmd.block_words
+            elif s.block_freed:
+                s.free <<= s.free + s.freed_words
+
+        @update_ff
+        def ff_write():
+            s.waddr <<= s.address[0:addr_bits]
+            s.beat <<= s.row_beat
+            for port in range(ports):
+                s.data[port] <<= s.acts.msg[port]
+            if s.reset:
+                s.wen <<= 0
+                s.block_ready <<= 0
+            else:
+                s.wen <<= s.take
+                s.block_ready <<= s.take & s.last_word & s.last_beat & s.last_subtile
+
+    def line_trace(s):
+        return f"a{'*' if s.take else '#' if s.busy else '.'}"
+
+
+class ActBufferRTL(Component):
+    """Two banks a row, so that a read gives two neighbouring windows of every row one cycle later."""
+
+    def construct(s, config: CoreConfig):
+        # Constants
+        ports, rows, words, nbits = config.act_ports, config.rows, config.act_words, config.act_port_bits
+        addr_bits, half = count_bits(words - 1), words // 2
+        beats = -(-rows // ports)
+
+        # Interface
+        s.wen = InPort()
+        s.beat = InPort(count_bits(beats - 1))
+        s.waddr = InPort(addr_bits)
+        s.data = [InPort(nbits) for _ in range(ports)]
+        s.raddr = InPort(addr_bits)
+        s.swapped = OutPort()  # the word at raddr is in the odd bank; with the data
+        s.even = [OutPort(nbits) for _ in range(rows)]
+        s.odd = [OutPort(nbits) for _ in range(rows)]
+
+        # State and wires
+        s.wen_even = [Wire() for _ in range(beats)]
+        s.wen_odd = [Wire() for _ in range(beats)]
+
+        # Components
+        s.address = PairAddressRTL(words)
+        s.even_bank = [RamRTL(nbits, half) for _ in range(rows)]
+        s.odd_bank = [RamRTL(nbits, half) for _ in range(rows)]
+
+        # Connections
+        s.address.addr //= s.raddr
+        for row in range(rows):
+            beat, port = divmod(row, ports)
+            for bank, wen, raddr, out in (
+                (s.even_bank[row], s.wen_even[beat], s.address.even, s.even[row]),
+                (s.odd_bank[row], s.wen_odd[beat], s.address.odd, s.odd[row]),
+            ):
+                bank.wen //= wen
+                bank.wdata //= s.data[port]
+                bank.raddr //= raddr
+                bank.rdata //= out
+                if half > 1:
+                    bank.waddr //= s.waddr[1:addr_bits]
+                else:
+                    bank.waddr //= 0
+
+        @update
+        def up_write():
+            for i in range(beats):
+                s.wen_even[i] @= s.wen & (s.beat == i) & ~s.waddr[0]
+                s.wen_odd[i] @= s.wen & (s.beat == i) & s.waddr[0]
+
+        @update_ff
+        def ff_swapped():
+            s.swapped <<= s.address.swap

@@ -1,0 +1,156 @@
+"""One column of the core: weight buffer, feeder, R processing elements, drain chains, scale units, accumulators.
+
+Steps, windows and drain cycles come from the left and leave to the right one cycle later, so all columns
+are alike and each is one cycle behind its left neighbour.
+"""
+
+from __future__ import annotations
+
+from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff, zext
+
+from accel.accumulator.AccumulatorRTL import AccumulatorRTL
+from accel.column_feeder.ColumnFeederRTL import ColumnFeederRTL
+from accel.config import CoreConfig, count_bits
+from accel.core.CoreMsg import mk_drain_msg, mk_read_msg, mk_step_msg
+from accel.pe.PERTL import PERTL
+from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
+from accel.weight_buffer.WeightBufferRTL import WeightBufferRTL
+
+
+class ColumnRTL(Component):
+    """Column of R PEs; PE, feeder, buffer and scale unit are types that a variant may replace."""
+
+    def construct(
+        s,
+        config: CoreConfig,
+        PEType=PERTL,
+        FeederType=ColumnFeederRTL,
+        BufferType=WeightBufferRTL,
+        ScaleType=ScaleUnitRTL,
+    ):
+        # Constants
+        Step, Drain, Read = mk_step_msg(config), mk_drain_msg(config), mk_read_msg(config)
+        rows, chains = config.rows, config.drain_chains
+        acc_bits = config.acc_bits
+        selections = max(2, 2 * chains)
+        select_bits = count_bits(selections - 1)
+
+        # Interface
+        s.step_val = InPort()
+        s.step = InPort(Step)
+        s.step_val_out = OutPort()
+        s.step_out = OutPort(Step)
+        s.window = [InPort(config.act_port_bits) for _ in range(rows)]
+        s.window_out = [OutPort(config.act_port_bits) for _ in range(rows)]
+        s.drain_val = InPort()
+        s.drain = InPort(Drain)
+        s.drain_val_out = OutPort()
+        s.drain_out = OutPort(Drain)
+        s.data = InPort(config.slice_bits)
+        s.header_wen = InPort()
+        s.header_waddr = InPort(count_bits(config.header_slots - 1))
+        s.code_wen = InPort()
+        s.code_waddr = InPort(count_bits(config.code_words - 1))
+        s.value_wen = InPort()
+        s.value_waddr = InPort(count_bits(config.value_words - 1))
+        s.read = InPort(Read)
+        s.result = OutPort(acc_bits)  # one cycle after read
+        s.done = OutPort()  # this column's results of an output tile are complete
+
+        # State and wires
+        s.drain_scale = Wire(config.scale_bits)
+        s.candidate = [Wire(acc_bits) for _ in range(selections)]
+        s.selection = Wire(select_bits)
+        s.step_val_feed = Wire()
+        s.step_feed = Wire(Step)
+
+        # Components
+        s.buffer = BufferType(config)
+        s.feeder = FeederType(config)
+        s.pe = [PEType(config) for _ in range(rows)]
+        s.scale = [ScaleType(config) for _ in range(chains)]
+        s.acc = [AccumulatorRTL(config) for _ in range(chains)]
+
+        # Connections: weight buffer and feeder
+        s.buffer.data //= s.data
+        s.buffer.header_wen //= s.header_wen
+        s.buffer.header_waddr //= s.header_waddr
+        s.buffer.code_wen //= s.code_wen
+        s.buffer.code_waddr //= s.code_waddr
+        s.buffer.value_wen //= s.value_wen
+        s.buffer.value_waddr //= s.value_waddr
+        s.buffer.header_raddr //= s.step.header
+        s.buffer.code_raddr //= s.step.code_addr
+        s.buffer.value_raddr //= s.step.value_addr
+        s.buffer.header //= s.feeder.header
+        s.buffer.code_low //= s.feeder.code_low
+        s.buffer.code_high //= s.feeder.code_high
+        s.buffer.value_low //= s.feeder.value_low
+        s.buffer.value_high //= s.feeder.value_high
+        # The step that the buffer answers is also the one that the right neighbour gets.
+        s.step_val_out //= s.step_val_feed
+        s.step_out //= s.step_feed
+        s.feeder.step_val //= s.step_val_feed
+        s.feeder.step //= s.step_feed
+
+        # Connections: processing elements and drain chains
+        for r in range(rows):
+            s.pe[r].window_in //= s.window[r]
+            s.pe[r].window_out //= s.window_out[r]
+            s.pe[r].val //= s.feeder.val
+            s.pe[r].first //= s.feeder.first
+            s.pe[r].last //= s.feeder.last
+            for lane in range(config.lanes):
+                s.pe[r].index[lane] //= s.feeder.index[lane]
+                s.pe[r].weight[lane] //= s.feeder.weight[lane]
+            if r + chains < rows:
+                s.pe[r].chain_in //= s.pe[r + chains].chain_out
+            else:
+                s.pe[r].chain_in //= 0
+
+        # Connections: scale units and accumulators
+        for d in range(chains):
+            s.scale[d].partial //= s.pe[d].chain_out
+            s.scale[d].scale //= s.drain_scale
+            s.acc[d].drain_val //= s.drain_val
+            s.acc[d].drain //= s.drain
+            s.acc[d].scaled //= s.scale[d].scaled
+            s.acc[d].read_half //= s.read.half
+            s.acc[d].read_addr //= s.read.addr
+            s.candidate[d] //= s.acc[d].result[0]
+            s.candidate[chains + d] //= s.acc[d].result[1]
+        s.done //= s.acc[0].done
+
+        @update
+        def up_result():
+            s.result @= s.candidate[s.selection]
+
+        if chains > 1:
+
+            @update_ff
+            def ff_selection():
+                s.selection <<= zext(s.read.chain, select_bits)
+                if s.read.half:
+                    s.selection <<= zext(s.read.chain, select_bits) + chains
+
+        else:
+
+            @update_ff
+            def ff_selection():
+                s.selection <<= s.read.half
+
+        @update_ff
+        def ff_right():
+            s.step_feed <<= s.step
+            s.drain_out <<= s.drain
+            if s.feeder.val & s.feeder.last:
+                s.drain_scale <<= s.feeder.scale
+            if s.reset:
+                s.step_val_feed <<= 0
+                s.drain_val_out <<= 0
+            else:
+                s.step_val_feed <<= s.step_val
+                s.drain_val_out <<= s.drain_val
+
+    def line_trace(s):
+        return f"{s.feeder.line_trace()}|{s.pe[0].line_trace()}"

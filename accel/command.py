@@ -1,0 +1,104 @@
+"""What one GEMM tells the core: commands derived from a packed stream, one for each token block."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from accel.codes import code_bits
+from accel.config import ConfigError, CoreConfig, signed_bits
+from accel.stream import CODE_IDS, StreamLayout
+
+
+@dataclass(frozen=True)
+class Command:
+    """One token block of one GEMM. Fields as in `accel.core.CoreMsg.mk_command_msg`."""
+
+    n: int
+    m: int
+    code: int
+    code_bits: int
+    code_mask: int
+    asymmetric: int
+    slots: int
+    code_bytes: int
+    value_bytes: int
+    groups: int
+    out_tiles: int
+    subtiles: int
+    last_rows: int
+    row_words: int
+    block_words: int
+    wide: int
+
+    def fields(self) -> dict[str, int]:
+        """Field values by name."""
+        return asdict(self)
+
+
+def token_blocks(config: CoreConfig, layout: StreamLayout, tokens: int) -> list[int]:
+    """Tokens of each block: as many subtiles as the accumulators and the activation buffer hold.
+
+    Raises
+    ------
+    ConfigError
+        When there are no tokens.
+    """
+    if tokens < 1:
+        raise ConfigError(f"A GEMM needs at least one token, but {tokens} were given.")
+    by_acts = config.act_words // config.k_words(layout.k_padded)
+    block = config.rows * max(1, min(config.subtiles, by_acts))
+    return [min(block, tokens - start) for start in range(0, tokens, block)]
+
+
+def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide: bool | None = None) -> list[Command]:
+    """The commands of a GEMM of ``tokens`` tokens, in order.
+
+    Parameters
+    ----------
+    wide
+        64-bit results; by default only when 32 bits could overflow for weights of this shape.
+
+    Raises
+    ------
+    ConfigError
+        When ``wide`` is False but 32-bit results could overflow.
+    """
+    needed = result_bits(config, layout)
+    if wide is None:
+        wide = needed > 32
+    elif not wide and needed > 32:
+        raise ConfigError(
+            f"Results of {layout.in_features} input features take up to {needed} bits, more than the 32 asked for; "
+            f"ask for 64-bit results."
+        )
+    field = code_bits(layout.code, layout.pattern)
+    row_words = config.k_words(layout.k_padded)
+    commands = []
+    for block in token_blocks(config, layout, tokens):
+        subtiles = -(-block // config.rows)
+        commands.append(
+            Command(
+                n=layout.pattern.n,
+                m=layout.pattern.m,
+                code=CODE_IDS[layout.code],
+                code_bits=field,
+                code_mask=(1 << field) - 1,
+                asymmetric=int(layout.asymmetric),
+                slots=layout.slots,
+                code_bytes=layout.code_bytes,
+                value_bytes=layout.value_bytes,
+                groups=layout.groups,
+                out_tiles=layout.out_tiles,
+                subtiles=subtiles,
+                last_rows=block - (subtiles - 1) * config.rows,
+                row_words=row_words,
+                block_words=subtiles * row_words,
+                wide=int(wide),
+            )
+        )
+    return commands
+
+
+def result_bits(config: CoreConfig, layout: StreamLayout) -> int:
+    """Bits of the largest result that kept weights of this layout can give."""
+    return signed_bits(*config.acc_range(layout.slots * layout.groups))

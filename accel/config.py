@@ -1,0 +1,406 @@
+"""The generator's parameters, and every width that follows from them.
+
+Source: sections 3 to 7 of the design; bit widths are derived from value ranges in one place, here,
+and nothing in the RTL states a width of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from quant import NMPattern
+
+from accel.codes import CODES, code_bits, codes_for
+from accel.schedule import blocks_in_step
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PRESETS_FILE = Path(__file__).with_name("presets.toml")
+
+ACT_BITS = (4, 8, 16)
+SLICE_BYTES = (1, 2, 4, 8)
+RESULT_BITS = 64  # of one lane of a result word; a GEMM may ask for the packed 32-bit form instead
+RANK_M_MAX = 8  # largest block that the enumerative code is generated for
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built, or a GEMM that does not fit one."""
+
+
+def signed_bits(low: int, high: int) -> int:
+    """Smallest two's-complement width that holds every integer in ``low..high``."""
+    bits = 1
+    while low < -(1 << (bits - 1)) or high > (1 << (bits - 1)) - 1:
+        bits += 1
+    return bits
+
+
+def count_bits(largest: int) -> int:
+    """Smallest unsigned width that holds 0..``largest`` (at least one bit)."""
+    return max(1, largest.bit_length())
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """Parameters of one tensor core. Pattern and group size are not among them: they are run-time inputs.
+
+    Raises
+    ------
+    ConfigError
+        When a value is out of range or two values contradict each other.
+    """
+
+    #: PE rows; each works on one token (1..64).
+    rows: int
+    #: PE columns; each works on one output feature (1..64).
+    columns: int
+    #: Multipliers per PE (1..16).
+    lanes: int
+    #: Activations that a PE sees in one step; also the largest block m of a pattern (1..32).
+    window: int
+    #: Bits of a signed activation: 4, 8 or 16.
+    act_bits: int
+    #: Whether the column feeders subtract per-group zero points; without it only symmetric weights run.
+    asymmetric: bool
+    #: Block codes whose decoders are generated, out of "rank", "index" and "bitmask".
+    codes: tuple[str, ...]
+    #: Bits of the signed integer group scale (2..8; a scale takes one byte of the stream all the same).
+    scale_bits: int
+    #: Largest number of input features of a GEMM, after padding to whole groups.
+    k_max: int
+    #: Largest group that the core handles as one tile; longer groups are cut into equal chunks.
+    group_max: int
+    #: Token subtiles, each of up to `rows` tokens, that share one pass over the weights (1..64).
+    subtiles: int
+    #: Shift chains per column that carry group partials to a scale unit of their own (1..rows).
+    drain_chains: int
+    #: Bytes of a weight word that belong to one column: 1, 2, 4 or 8.
+    slice_bytes: int
+    #: Largest weight tiles that the weight buffer holds (2 = double-buffered).
+    weight_tiles: int
+    #: Windows of activations that the activation buffer holds per row (even).
+    act_words: int
+    #: PE rows that one activation word feeds (1..rows).
+    act_ports: int
+    #: Results in one result word (1..15, at most `columns`).
+    result_lanes: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", tuple(self.codes))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "codes":
+                continue
+            if field.name == "asymmetric":
+                if not isinstance(value, bool):
+                    raise ConfigError(f"asymmetric must be true or false, but {value!r} was given.")
+            elif isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{field.name} must be an integer, but {value!r} was given.")
+        self._require_range("rows", 1, 64)
+        self._require_range("columns", 1, 64)
+        self._require_range("lanes", 1, 16)
+        self._require_range("window", 1, 32)
+        self._require_member("act_bits", ACT_BITS)
+        self._require_member("slice_bytes", SLICE_BYTES)
+        self._require_range("scale_bits", 2, 8)
+        self._require_range("group_max", 1, 4096)
+        self._require_range("k_max", self.group_max, 1 << 20)
+        self._require_range("subtiles", 1, 64)
+        self._require_range("drain_chains", 1, self.rows)
+        self._require_range("weight_tiles", 2, 64)
+        self._require_range("act_words", 2, 1 << 16)
+        self._require_range("act_ports", 1, self.rows)
+        self._require_range("result_lanes", 1, min(15, self.columns))
+        unknown = [code for code in self.codes if code not in CODES]
+        if unknown or len(set(self.codes)) != len(self.codes) or not self.codes:
+            raise ConfigError(
+                f"codes must name each of some of {', '.join(CODES)} once, but {list(self.codes)} was given."
+            )
+        if self.window > RANK_M_MAX and self.codes == ("rank",):
+            raise ConfigError(
+                f"codes = ['rank'] covers blocks of at most {RANK_M_MAX}, but window = {self.window} admits "
+                f"larger ones; add 'index' or 'bitmask'."
+            )
+        if self.lanes > self.window:
+            raise ConfigError(
+                f"lanes = {self.lanes} is more than window = {self.window}: a lane beyond the window could "
+                f"never work. Lower lanes or raise window."
+            )
+        if self.window > self.group_max:
+            raise ConfigError(
+                f"window = {self.window} is more than group_max = {self.group_max}: a block of that size would "
+                f"fit no tile. Raise group_max or lower window."
+            )
+        if self.act_words % 2:
+            raise ConfigError(f"act_words must be even (two banks), but {self.act_words} was given.")
+        if self.act_words < self.k_words(self.k_max):
+            raise ConfigError(
+                f"act_words = {self.act_words} does not hold one row of k_max = {self.k_max} activations, "
+                f"which takes {self.k_words(self.k_max)} windows of {self.window}."
+            )
+        if self.asymmetric and self.slice_bytes < 2:
+            raise ConfigError(
+                "slice_bytes = 1 is too narrow with asymmetric = true: scale and zero point of a tile, a byte each, "
+                "are written together. Raise slice_bytes to 2, 4 or 8."
+            )
+        if self.slice_bits < max(4 * self.lanes, self.code_window_bits):
+            raise ConfigError(
+                f"slice_bytes = {self.slice_bytes} gives a column {self.slice_bits} bits per weight word, but a "
+                f"step of {self.lanes} lanes reads up to {4 * self.lanes} bits of values and "
+                f"{self.code_window_bits} bits of block codes. Raise slice_bytes or lower lanes."
+            )
+
+    def _require_range(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{name} must be between {low} and {high}, but {value} was given.")
+
+    def _require_member(self, name: str, allowed: tuple[int, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, but {value} was given.")
+
+    # -- value ranges and the widths that follow ---------------------------------------------------
+
+    @property
+    def m_max(self) -> int:
+        """Largest block of a pattern: it has to fit the window."""
+        return self.window
+
+    @property
+    def act_range(self) -> tuple[int, int]:
+        """Smallest and largest activation."""
+        return -(1 << (self.act_bits - 1)), (1 << (self.act_bits - 1)) - 1
+
+    @property
+    def weight_range(self) -> tuple[int, int]:
+        """Smallest and largest weight that a lane multiplies, zero point already subtracted."""
+        return (-15, 15) if self.asymmetric else (-8, 7)
+
+    @property
+    def scale_range(self) -> tuple[int, int]:
+        """Smallest and largest group scale."""
+        return -(1 << (self.scale_bits - 1)), (1 << (self.scale_bits - 1)) - 1
+
+    @property
+    def product_range(self) -> tuple[int, int]:
+        """Range of one activation times one weight."""
+        return _product_range(self.act_range, self.weight_range)
+
+    @property
+    def weight_bits(self) -> int:
+        """Width of the signed weight at a lane: 4, or 5 with zero points."""
+        return signed_bits(*self.weight_range)
+
+    @property
+    def product_bits(self) -> int:
+        """Width of one product."""
+        return signed_bits(*self.product_range)
+
+    def partial_range(self, weights: int) -> tuple[int, int]:
+        """Range of the sum of up to ``weights`` products (0 included, for fewer of them)."""
+        low, high = self.product_range
+        return low * weights, high * weights
+
+    @property
+    def partial_bits(self) -> int:
+        """Width of a group partial sum: holds group_max products of the worst sign."""
+        return signed_bits(*self.partial_range(self.group_max))
+
+    @property
+    def scaled_bits(self) -> int:
+        """Width of a group partial times its scale."""
+        return signed_bits(*_product_range(self.partial_range(self.group_max), self.scale_range))
+
+    def acc_range(self, k: int) -> tuple[int, int]:
+        """Range of an accumulator after ``k`` input features."""
+        return _product_range(self.partial_range(k), self.scale_range)
+
+    @property
+    def acc_bits(self) -> int:
+        """Width of an accumulator: holds k_max products of the worst sign, each times the worst scale."""
+        return signed_bits(*self.acc_range(self.k_max))
+
+    @property
+    def header_bits(self) -> int:
+        """Width of a tile header in the weight buffer: the scale and, with zero points, four bits more."""
+        return self.scale_bits + (4 if self.asymmetric else 0)
+
+    # -- geometry ------------------------------------------------------------------------------------
+
+    @property
+    def slice_bits(self) -> int:
+        """Bits of a weight word that belong to one column."""
+        return 8 * self.slice_bytes
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a weight word: one slice for each column."""
+        return self.columns * self.slice_bytes
+
+    @property
+    def act_port_bits(self) -> int:
+        """Bits of one port of an activation word: one window of one row."""
+        return self.window * self.act_bits
+
+    @property
+    def chain_rows(self) -> int:
+        """PEs on the longest drain chain of a column."""
+        return -(-self.rows // self.drain_chains)
+
+    @property
+    def acc_words(self) -> int:
+        """Accumulators behind one drain chain, for one of the two halves of the accumulator RAM."""
+        return self.subtiles * self.chain_rows
+
+    @property
+    def column_groups(self) -> int:
+        """Result words that one row of one output tile takes."""
+        return -(-self.columns // self.result_lanes)
+
+    def k_words(self, k: int) -> int:
+        """Windows that one row of ``k`` activations takes."""
+        return -(-k // self.window)
+
+    def patterns(self) -> list[NMPattern]:
+        """Every pattern n:m that this core runs (n ≤ m ≤ window)."""
+        return [NMPattern(n, m) for m in range(1, self.m_max + 1) for n in range(1, m + 1)]
+
+    def codes_of(self, pattern: NMPattern) -> tuple[str, ...]:
+        """Block codes that this core decodes for ``pattern``; fewest stream bits first, "none" for dense."""
+        return codes_for(pattern, self.codes, min(RANK_M_MAX, self.m_max))
+
+    @property
+    def rank_m_max(self) -> int:
+        """Largest block that the rank decoder is generated for; 0 without one."""
+        return min(RANK_M_MAX, self.m_max) if "rank" in self.codes else 0
+
+    @cached_property
+    def _code_needs(self) -> tuple[int, int, int]:
+        """Over all patterns and codes: bits read in a step, bytes in a tile, bits of one code field."""
+        window_bits, tile_bytes, field_bits = 1, 1, 1
+        for pattern in self.patterns():
+            blocks = blocks_in_step(pattern, self.lanes, self.window)
+            for code in self.codes_of(pattern):
+                bits = code_bits(code, pattern)
+                if code == "none":
+                    continue
+                per_block = bits * (pattern.n if code == "index" else 1)
+                in_step = bits * self.lanes if code == "index" else bits * blocks
+                window_bits = max(window_bits, in_step)
+                tile_bytes = max(tile_bytes, -(-(self.group_max // pattern.m) * per_block // 8))
+                field_bits = max(field_bits, bits)
+        return window_bits, tile_bytes, field_bits
+
+    @property
+    def code_window_bits(self) -> int:
+        """Most bits of block codes that one step reads."""
+        return self._code_needs[0]
+
+    @property
+    def code_bytes_max(self) -> int:
+        """Most bytes of block codes that one column of a tile holds."""
+        return self._code_needs[1]
+
+    @property
+    def code_field_bits(self) -> int:
+        """Width of the widest code field: of a block (rank, bitmask) or of a nonzero (index)."""
+        return self._code_needs[2]
+
+    @property
+    def value_bytes_max(self) -> int:
+        """Most bytes of values that one column of a tile holds: group_max nibbles."""
+        return -(-self.group_max // 2)
+
+    @property
+    def code_words(self) -> int:
+        """Slices in a column's ring of block codes (even: two banks)."""
+        return _even(self.weight_tiles * -(-self.code_bytes_max // self.slice_bytes))
+
+    @property
+    def value_words(self) -> int:
+        """Slices in a column's ring of values (even: two banks)."""
+        return _even(self.weight_tiles * -(-self.value_bytes_max // self.slice_bytes))
+
+    @property
+    def header_slots(self) -> int:
+        """Tile headers (scale and zero point) that a column holds: small tiles may queue deeper."""
+        return 4 * self.weight_tiles
+
+    @property
+    def out_tiles_max(self) -> int:
+        """Most output tiles of one GEMM."""
+        return (1 << 16) - 1
+
+    # -- names ---------------------------------------------------------------------------------------
+
+    def as_dict(self) -> dict[str, Any]:
+        """The parameters, in order, as JSON-ready values."""
+        return {**dataclasses.asdict(self), "codes": list(self.codes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CoreConfig:
+        """Build from a mapping that states every parameter and nothing else.
+
+        Raises
+        ------
+        ConfigError
+            Naming the missing and the unknown keys.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in values]
+        unknown = [name for name in values if name not in names]
+        if missing or unknown:
+            raise ConfigError(
+                f"A core configuration states each of its {len(names)} parameters once; "
+                f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
+            )
+        codes = values["codes"]
+        if isinstance(codes, str) or not isinstance(codes, (list, tuple)):
+            raise ConfigError(f"codes must be a list of names, but {codes!r} was given.")
+        return cls(**dict(values))
+
+    def replace(self, **changes: Any) -> CoreConfig:
+        """A copy with some parameters changed, validated anew."""
+        return dataclasses.replace(self, **changes)
+
+
+def _product_range(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    corners = [x * y for x in a for y in b]
+    return min(corners), max(corners)
+
+
+def _even(n: int) -> int:
+    return n + n % 2
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with the generator."""
+    return list(_presets())
+
+
+def load_preset(name: str) -> CoreConfig:
+    """The named preset from ``presets.toml``.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name (the known ones are listed).
+    """
+    presets = _presets()
+    if name not in presets:
+        raise ConfigError(f"There is no preset named {name!r}; the presets are {', '.join(presets)}.")
+    return CoreConfig.from_dict(presets[name])
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(PRESETS_FILE.read_text(encoding="utf-8"))

@@ -1,0 +1,141 @@
+"""Messages between the blocks of the core. Field widths follow from the configuration.
+
+A message that moves down a pipeline has its valid bit beside it: only that bit is reset.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pymtl3 import mk_bits, mk_bitstruct
+
+from accel.config import CoreConfig, count_bits
+from accel.naming import config_tag
+
+CODE_NONE, CODE_INDEX, CODE_BITMASK, CODE_RANK = range(4)
+
+
+def _mk(name: str, config: CoreConfig, fields: dict[str, int]):
+    # A bitstruct's name is its Verilog type: it carries the parameters, or two designs in one process would share it.
+    return mk_bitstruct(f"{name}_{config_tag(config)}", {field: mk_bits(bits) for field, bits in fields.items()})
+
+
+def position_bits(config: CoreConfig) -> int:
+    """Width of a position in the window or in a block."""
+    return count_bits(config.window - 1)
+
+
+@lru_cache(maxsize=None)
+def mk_command_msg(config: CoreConfig):
+    """One GEMM of one token block: what the sequencer and the three stream units need to know.
+
+    The fields are what a descriptor gives or what follows from it (`accel.command` derives them).
+    """
+    return _mk(
+        "CommandMsg",
+        config,
+        {
+            "n": count_bits(config.window),  # kept weights of a block
+            "m": count_bits(config.window),  # weights of a block
+            "code": 2,  # block code: CODE_*
+            "code_bits": count_bits(config.code_field_bits),  # of one code field
+            "code_mask": config.code_field_bits,  # (1 << code_bits) − 1
+            "asymmetric": 1,  # tiles carry zero points
+            "slots": count_bits(config.group_max),  # nonzeros of an output feature in a tile
+            "code_bytes": count_bits(config.code_bytes_max),  # of one column in a tile
+            "value_bytes": count_bits(config.value_bytes_max),
+            "groups": count_bits(config.k_max),  # tiles along K
+            "out_tiles": count_bits(config.out_tiles_max),  # output tiles
+            "subtiles": count_bits(config.subtiles),  # token subtiles of the block
+            "last_rows": count_bits(config.rows),  # tokens in the last subtile
+            "row_words": count_bits(config.act_words),  # windows of one row of activations
+            "block_words": count_bits(config.act_words),  # subtiles × row_words
+            "wide": 1,  # results in 64 bits instead of 32
+        },
+    )
+
+
+@lru_cache(maxsize=None)
+def mk_step_msg(config: CoreConfig):
+    """One step of one column: where its codes and values lie and how lanes take them. Moves right one column a cycle."""
+    lanes, position = config.lanes, position_bits(config)
+    return _mk(
+        "StepMsg",
+        config,
+        {
+            "first": 1,  # first step of a group: the accumulator starts anew
+            "last": 1,  # last step of a group: the partial sum goes to the drain chain
+            "tile_last": 1,  # nobody reads this tile again
+            "lane_val": lanes,  # lanes with a nonzero
+            "offset": lanes * position,  # each lane's block in the window
+            "place": lanes * position,  # each lane's number among the kept weights of its block
+            "shift": lanes * count_bits(config.code_window_bits - 1),  # each lane's code field in the code window
+            "code": 2,
+            "code_mask": config.code_field_bits,
+            "n": count_bits(config.window),
+            "asymmetric": 1,
+            "header": count_bits(config.header_slots - 1),  # slot of scale and zero point
+            "code_addr": count_bits(config.code_words - 1),  # code ring: slice, and bit in it
+            "code_bit": count_bits(config.slice_bits - 1),
+            "value_addr": count_bits(config.value_words - 1),  # value ring: slice, and nibble in it
+            "value_nibble": count_bits(2 * config.slice_bytes - 1),
+            "code_words": count_bits(config.code_words),  # slices that tile_last frees
+            "value_words": count_bits(config.value_words),
+        },
+    )
+
+
+@lru_cache(maxsize=None)
+def mk_window_msg(config: CoreConfig):
+    """One read of the activation buffer: the window of all rows for one step."""
+    return _mk(
+        "WindowMsg",
+        config,
+        {
+            "rows": count_bits(config.rows),  # rows that have a token; the others see zeros
+            "addr": count_bits(config.act_words - 1),
+            "shift": position_bits(config),  # first activation in the word at addr
+            "block_last": 1,  # nobody reads this token block again
+            "block_words": count_bits(config.act_words),
+        },
+    )
+
+
+@lru_cache(maxsize=None)
+def mk_group_msg(config: CoreConfig):
+    """End of a group in column 0: which accumulators its partial sums go to."""
+    return _mk(
+        "GroupMsg",
+        config,
+        {
+            "half": 1,  # half of the accumulator RAM
+            "addr": count_bits(config.acc_words - 1),  # of the first partial on each chain
+            "length": count_bits(config.chain_rows),  # partials on each chain
+            "first": 1,  # first group: nothing to add to
+            "done": 1,  # last group: results of the output tile are complete after it
+        },
+    )
+
+
+@lru_cache(maxsize=None)
+def mk_drain_msg(config: CoreConfig):
+    """One cycle of draining: the accumulator of the partial at the end of each chain. Moves right one column a cycle."""
+    return _mk(
+        "DrainMsg",
+        config,
+        {"half": 1, "addr": count_bits(config.acc_words - 1), "first": 1, "done": 1},
+    )
+
+
+@lru_cache(maxsize=None)
+def mk_read_msg(config: CoreConfig):
+    """One read of finished accumulators, of the same row in all columns."""
+    return _mk(
+        "ReadMsg",
+        config,
+        {
+            "half": 1,
+            "addr": count_bits(config.acc_words - 1),
+            "chain": count_bits(config.drain_chains - 1),
+        },
+    )

@@ -1,0 +1,243 @@
+"""The compute core: commands, weight words and activation words in, result words out, all val/rdy streams.
+
+    command ─┬─> act loader ──> activation buffer ──> row feeders ──(windows)──┐
+             ├─> unpacker ────> weight buffers (one a column)                  │
+             ├─> sequencer ──(steps, one column a cycle)──> column 0 ──> column 1 ──> … C−1
+             └─> result writer <──(finished accumulators)──────┴────────────┴─────────┘
+
+The four units take each command from queues of their own and run decoupled: the next token block loads
+while the present one computes. AXI lives outside, in a shell.
+"""
+
+from __future__ import annotations
+
+from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff
+
+from accel.act_buffer.ActBufferRTL import ActBufferRTL, ActLoaderRTL
+from accel.column.ColumnRTL import ColumnRTL
+from accel.config import RESULT_BITS, CoreConfig
+from accel.core.CoreMsg import mk_command_msg, mk_drain_msg, mk_group_msg, mk_step_msg, mk_window_msg
+from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
+from accel.row_feeder.RowFeederRTL import RowFeederRTL
+from accel.sequencer.SequencerRTL import CAUSES, DrainSequencerRTL, SequencerRTL
+from accel.unpacker.UnpackerRTL import UnpackerRTL
+from accel.writer.ResultWriterRTL import ResultWriterRTL
+
+COUNTER_BITS = 48
+
+#: Cycles from a step's issue register to its row windows: the weight side takes two stages more to decode.
+WINDOW_DELAY = 2
+#: Cycles from a step's issue register to its products in column 0.
+PE_DELAY = 4
+
+
+class DelayRTL(Component):
+    """A message and its valid bit, ``cycles`` (at least one) cycles later. Only the valid bit is reset."""
+
+    def construct(s, Type, cycles):
+        s.val = InPort()
+        s.msg = InPort(Type)
+        s.val_out = OutPort()
+        s.msg_out = OutPort(Type)
+        s.vals = [Wire() for _ in range(cycles)]
+        s.msgs = [Wire(Type) for _ in range(cycles)]
+        s.val_out //= s.vals[cycles - 1]
+        s.msg_out //= s.msgs[cycles - 1]
+
+        @update_ff
+        def ff_delay():
+            s.msgs[0] <<= s.msg
+            for i in range(1, cycles):
+                s.msgs[i] <<= s.msgs[i - 1]
+            if s.reset:
+                for i in range(cycles):
+                    s.vals[i] <<= 0
+            else:
+                s.vals[0] <<= s.val
+                for i in range(1, cycles):
+                    s.vals[i] <<= s.vals[i - 1]
+
+
+class CountersRTL(Component):
+    """Cycles by cause while the core is active; they sum to its active cycles."""
+
+    def construct(s):
+        causes = len(CAUSES)
+        s.active = InPort()
+        s.cause = InPort(3)
+        s.count = [OutPort(COUNTER_BITS) for _ in range(causes)]
+
+        @update_ff
+        def ff_count():
+            for i in range(causes):
+                if s.reset:
+                    s.count[i] <<= 0
+                elif s.active & (s.cause == i):
+                    s.count[i] <<= s.count[i] + 1
+
+
+class CoreRTL(Component):
+    """N:M sparse INT4 tensor core.
+
+    Interface
+    ---------
+    command
+        `mk_command_msg`: one GEMM of up to ``rows × subtiles`` tokens.
+    weights
+        Weight words, one slice a column, in the order of `accel.stream`.
+    acts
+        Activation words of ``act_ports`` windows, in the order of `accel.image`.
+    results
+        Result words of ``result_lanes`` results.
+    counters
+        Active cycles by cause, in the order of `CAUSES`.
+    """
+
+    def construct(s, config: CoreConfig, ColumnType=ColumnRTL, RowFeederType=RowFeederRTL, WriterType=ResultWriterRTL):
+        # Constants
+        Command, Step = mk_command_msg(config), mk_step_msg(config)
+        Window, Group, Drain = mk_window_msg(config), mk_group_msg(config), mk_drain_msg(config)
+        rows, columns = config.rows, config.columns
+
+        # Interface
+        s.command = RecvIfcRTL(Command)
+        s.weights = VectorRecvIfcRTL(mk_bits(config.slice_bits), columns)
+        s.acts = VectorRecvIfcRTL(mk_bits(config.act_port_bits), config.act_ports)
+        s.results = SendIfcRTL(mk_bits(RESULT_BITS * config.result_lanes))
+        s.counters = [OutPort(COUNTER_BITS) for _ in range(len(CAUSES))]
+
+        # State and wires
+        s.outstanding = Wire(4)  # commands taken and not finished
+        s.accept = Wire()
+        s.all_ready = Wire()
+        s.active = Wire()
+        s.window_shift = Wire(Window)
+        s.row_on = [Wire() for _ in range(rows)]
+
+        # Components
+        s.queue = [NormalQueueRTL(Command, 2) for _ in range(4)]
+        s.loader = ActLoaderRTL(config)
+        s.acts_buffer = ActBufferRTL(config)
+        s.row = [RowFeederType(config) for _ in range(rows)]
+        s.unpacker = UnpackerRTL(config)
+        s.sequencer = SequencerRTL(config)
+        s.window_delay = DelayRTL(Window, WINDOW_DELAY)
+        s.group_delay = DelayRTL(Group, PE_DELAY)
+        s.drains = DrainSequencerRTL(config)
+        s.column = [ColumnType(config) for _ in range(columns)]
+        s.writer = WriterType(config)
+        s.tally = CountersRTL()
+
+        # Connections: every unit gets every command
+        for queue, unit in zip(s.queue, (s.loader, s.unpacker, s.sequencer, s.writer)):
+            queue.recv.msg //= s.command.msg
+            queue.recv.val //= s.accept
+            queue.send.msg //= unit.command.msg
+            queue.send.val //= unit.command.val
+            queue.send.rdy //= unit.command.rdy
+        s.command.rdy //= s.all_ready
+
+        # Connections: activations
+        for port in range(config.act_ports):
+            s.loader.acts.msg[port] //= s.acts.msg[port]
+        s.loader.acts.val //= s.acts.val
+        s.loader.acts.rdy //= s.acts.rdy
+        s.loader.wen //= s.acts_buffer.wen
+        s.loader.beat //= s.acts_buffer.beat
+        s.loader.waddr //= s.acts_buffer.waddr
+        for port in range(config.act_ports):
+            s.loader.data[port] //= s.acts_buffer.data[port]
+        s.loader.block_ready //= s.sequencer.block_ready
+        s.window_delay.val //= s.sequencer.window_val
+        s.window_delay.msg //= s.sequencer.window
+        s.acts_buffer.raddr //= s.window_delay.msg_out.addr
+        s.loader.freed_words //= s.window_delay.msg_out.block_words
+        for r in range(rows):
+            s.row[r].even //= s.acts_buffer.even[r]
+            s.row[r].odd //= s.acts_buffer.odd[r]
+            s.row[r].swapped //= s.acts_buffer.swapped
+            s.row[r].shift //= s.window_shift.shift
+            s.row[r].enable //= s.row_on[r]
+            s.row[r].window //= s.column[0].window[r]
+
+        # Connections: weights
+        for c in range(columns):
+            s.unpacker.weights.msg[c] //= s.weights.msg[c]
+            s.column[c].data //= s.unpacker.data[c]
+            s.column[c].header_wen //= s.unpacker.header_wen
+            s.column[c].header_waddr //= s.unpacker.header_waddr
+            s.column[c].code_wen //= s.unpacker.code_wen
+            s.column[c].code_waddr //= s.unpacker.code_waddr
+            s.column[c].value_wen //= s.unpacker.value_wen
+            s.column[c].value_waddr //= s.unpacker.value_waddr
+        s.unpacker.weights.val //= s.weights.val
+        s.unpacker.weights.rdy //= s.weights.rdy
+        s.unpacker.tile_ready //= s.sequencer.tile_ready
+
+        # Connections: steps, windows and drain cycles move right
+        s.column[0].step_val //= s.sequencer.step_val
+        s.column[0].step //= s.sequencer.step
+        s.group_delay.val //= s.sequencer.group_val
+        s.group_delay.msg //= s.sequencer.group
+        s.drains.group_val //= s.group_delay.val_out
+        s.drains.group //= s.group_delay.msg_out
+        s.column[0].drain_val //= s.drains.drain_val
+        s.column[0].drain //= s.drains.drain
+        for c in range(1, columns):
+            s.column[c].step_val //= s.column[c - 1].step_val_out
+            s.column[c].step //= s.column[c - 1].step_out
+            s.column[c].drain_val //= s.column[c - 1].drain_val_out
+            s.column[c].drain //= s.column[c - 1].drain_out
+            for r in range(rows):
+                s.column[c].window[r] //= s.column[c - 1].window_out[r]
+        last = s.column[columns - 1]
+        s.unpacker.freed_code_words //= last.step_out.code_words
+        s.unpacker.freed_value_words //= last.step_out.value_words
+
+        # Connections: results
+        s.writer.tile_done //= last.done
+        s.writer.half_free //= s.sequencer.half_free
+        s.writer.results.msg //= s.results.msg
+        s.writer.results.val //= s.results.val
+        s.writer.results.rdy //= s.results.rdy
+        for c in range(columns):
+            s.column[c].read //= s.writer.read
+            s.column[c].result //= s.writer.result[c]
+
+        # Connections: counters
+        s.tally.active //= s.active
+        s.tally.cause //= s.sequencer.cause
+        for i in range(len(CAUSES)):
+            s.tally.count[i] //= s.counters[i]
+
+        @update
+        def up_accept():
+            s.all_ready @= s.queue[0].recv.rdy & s.queue[1].recv.rdy & s.queue[2].recv.rdy & s.queue[3].recv.rdy
+            s.accept @= s.command.val & s.all_ready
+            s.active @= s.accept | (s.outstanding != 0)
+
+        @update
+        def up_freed():
+            s.loader.block_freed @= s.window_delay.val_out & s.window_delay.msg_out.block_last
+            s.unpacker.tile_freed @= s.column[columns - 1].step_val_out & s.column[columns - 1].step_out.tile_last
+
+        @update_ff
+        def ff_window():
+            s.window_shift <<= s.window_delay.msg_out
+            for r in range(rows):
+                s.row_on[r] <<= s.window_delay.msg_out.rows > r
+
+        @update_ff
+        def ff_outstanding():
+            if s.reset:
+                s.outstanding <<= 0
+            elif s.accept & ~s.writer.finished:
+                s.outstanding <<= s.outstanding + 1
+            elif ~s.accept & s.writer.finished:
+                s.outstanding <<= s.outstanding - 1
+
+    def line_trace(s):
+        return (
+            f"{s.command} {s.loader.line_trace()} {s.unpacker.line_trace()} {s.sequencer.line_trace()} "
+            f"[{' '.join(c.line_trace() for c in s.column)}] {s.writer.line_trace()} {s.results}"
+        )

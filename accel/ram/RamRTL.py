@@ -1,0 +1,132 @@
+"""Memories: one write port, one registered read port, as block RAM has."""
+
+from __future__ import annotations
+
+from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff
+
+from accel.config import count_bits
+
+
+class RamRTL(Component):
+    """``depth`` words of ``nbits``; ``rdata`` is the word at ``raddr`` one cycle later, old data on a collision.
+
+    Not for memories that must be read in the cycle of the address.
+    """
+
+    def construct(s, nbits, depth):
+        # Interface
+        s.raddr = InPort(count_bits(depth - 1))
+        s.rdata = OutPort(nbits)
+        s.wen = InPort()
+        s.waddr = InPort(count_bits(depth - 1))
+        s.wdata = InPort(nbits)
+
+        # State: PyMTL3 indexes a list with at least two elements
+        s.words = [Wire(nbits) for _ in range(max(2, depth))]
+
+        @update_ff
+        def ff_ram():
+            s.rdata <<= s.words[s.raddr]
+            if s.wen:
+                s.words[s.waddr] <<= s.wdata
+
+    def line_trace(s):
+        return f"{s.waddr}{'<' if s.wen else '.'}"
+
+
+class PairAddressRTL(Component):
+    """Bank addresses that read the words ``addr`` and ``addr + 1`` of a ring of ``words`` (even) in one cycle.
+
+    Even words lie in one bank, odd words in the other; ``swap`` says that the word at ``addr`` is in the odd bank.
+    """
+
+    def construct(s, words):
+        # Constants
+        half = words // 2
+        last = half - 1
+        bits = count_bits(words - 1)
+        bank_bits = count_bits(half - 1)
+
+        # Interface
+        s.addr = InPort(bits)
+        s.even = OutPort(bank_bits)
+        s.odd = OutPort(bank_bits)
+        s.swap = OutPort()
+
+        # Wires
+        s.row = Wire(bank_bits)
+        if half > 1:
+            s.row //= s.addr[1:bits]
+        else:
+            s.row //= 0
+        s.swap //= s.addr[0]
+        s.odd //= s.row
+
+        @update
+        def up_even():
+            s.even @= s.row
+            if s.swap:
+                if s.row == last:
+                    s.even @= 0
+                else:
+                    s.even @= s.row + 1
+
+
+class PairRamRTL(Component):
+    """Ring of ``words`` words that is read two neighbouring words at a time: ``low`` at ``raddr``, ``high`` after it."""
+
+    def construct(s, nbits, words):
+        # Constants
+        half = words // 2
+        bits = count_bits(words - 1)
+
+        # Interface
+        s.raddr = InPort(bits)
+        s.low = OutPort(nbits)
+        s.high = OutPort(nbits)
+        s.wen = InPort()
+        s.waddr = InPort(bits)
+        s.wdata = InPort(nbits)
+
+        # State and wires
+        s.swapped = Wire()
+        s.wen_even = Wire()
+        s.wen_odd = Wire()
+
+        # Components
+        s.address = PairAddressRTL(words)
+        s.even = RamRTL(nbits, half)
+        s.odd = RamRTL(nbits, half)
+
+        # Connections
+        s.address.addr //= s.raddr
+        s.even.raddr //= s.address.even
+        s.odd.raddr //= s.address.odd
+        s.even.wen //= s.wen_even
+        s.odd.wen //= s.wen_odd
+        s.even.wdata //= s.wdata
+        s.odd.wdata //= s.wdata
+        if half > 1:
+            s.even.waddr //= s.waddr[1:bits]
+            s.odd.waddr //= s.waddr[1:bits]
+        else:
+            s.even.waddr //= 0
+            s.odd.waddr //= 0
+
+        @update
+        def up_write():
+            s.wen_even @= s.wen & ~s.waddr[0]
+            s.wen_odd @= s.wen & s.waddr[0]
+
+        @update_ff
+        def ff_swap():
+            s.swapped <<= s.address.swap
+
+        @update
+        def up_pair():
+            if s.swapped:
+                s.low @= s.odd.rdata
+                s.high @= s.even.rdata
+            else:
+                s.low @= s.even.rdata
+                s.high @= s.odd.rdata
