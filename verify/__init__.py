@@ -1,0 +1,1 @@
+"""Proves that every level of the accelerator computes and takes the same."""
