@@ -107,7 +107,7 @@ def run_rtl(
         if acts_val:
             for port, value in zip(core.acts.msg, act_words[sent_acts]):
                 port @= value
-        core.sim_eval_combinational()
+        # Every val and rdy that the core drives follows from its registers, so it stands since the last edge.
         sent_commands += bool(command_val and core.command.rdy)
         sent_weights += bool(weights_val and core.weights.rdy)
         sent_acts += bool(acts_val and core.acts.rdy)

@@ -303,11 +303,12 @@ class ColumnFeederRTL(Component):
             def up_weight():
                 for lane in range(lanes):
                     s.weight_next[lane] @= 0
+                    nibble = s.nibble[lane]  # see PERTL on sext
                     if s.step_decode.lane_val[lane]:
                         if s.step_decode.asymmetric:
-                            s.weight_next[lane] @= zext(s.nibble[lane], 5) - zext(s.header_decode[scale_bits:header_bits], 5)
+                            s.weight_next[lane] @= zext(nibble, 5) - zext(s.header_decode[scale_bits:header_bits], 5)
                         else:
-                            s.weight_next[lane] @= sext(s.nibble[lane], 5)
+                            s.weight_next[lane] @= sext(nibble, 5)
 
         else:
 

@@ -49,16 +49,21 @@ class PERTL(Component):
         if window == 1:
             s.act[1] //= 0
 
+        # sext of a list's element translates to copies of the element instead of its sign (PyMTL3 3.1.17, which
+        # takes any index for a single bit), so elements go through a variable of their own.
         @update
         def up_lanes():
             for lane in range(lanes):
-                s.product[lane] @= sext(s.act[s.index[lane]], product_bits) * sext(s.weight[lane], product_bits)
+                act = s.act[s.index[lane]]
+                weight = s.weight[lane]
+                s.product[lane] @= sext(act, product_bits) * sext(weight, product_bits)
 
         @update
         def up_total():
-            s.total @= sext(s.product[0], partial_bits)
-            for lane in range(1, lanes):
-                s.total @= s.total + sext(s.product[lane], partial_bits)
+            s.total @= 0
+            for lane in range(lanes):
+                product = s.product[lane]
+                s.total @= s.total + sext(product, partial_bits)
             if s.first:
                 s.acc_next @= s.total
             else:

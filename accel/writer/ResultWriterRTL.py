@@ -44,7 +44,8 @@ class RawEpilogueRTL(Component):
         @update
         def up_extend():
             for lane in range(lanes):
-                s.in64[lane] @= sext(s.acc[lane], 64)
+                acc = s.acc[lane]  # see PERTL on sext
+                s.in64[lane] @= sext(acc, 64)
 
         if acc_bits > 32:
             for lane in range(lanes):
@@ -54,7 +55,8 @@ class RawEpilogueRTL(Component):
             @update
             def up_extend32():
                 for lane in range(lanes):
-                    s.in32[lane] @= sext(s.acc[lane], 32)
+                    acc = s.acc[lane]
+                    s.in32[lane] @= sext(acc, 32)
 
         @update
         def up_word():
