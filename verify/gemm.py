@@ -1,0 +1,179 @@
+"""One GEMM at any level: the same images in, the same image out.
+
+`run_gemm` is the call for users; `prepare` and `execute` are its two halves, for harnesses that run one
+GEMM at several levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from accel.command import Command, commands_for
+from accel.config import CoreConfig
+from accel.image import check_activations, pack_activations, result_words, unpack_results
+from accel.stream import PackedStream, pack
+from quant import NMWeight
+
+from verify.stimulus import NO_STALLS, Stalls
+
+LEVELS = ("golden", "fl", "rtl", "verilog")
+TIMED_LEVELS = ("rtl", "verilog")
+
+
+@dataclass(frozen=True)
+class GemmRun:
+    """Result of one GEMM at one level."""
+
+    #: Level that computed it.
+    level: str
+    #: Exact accumulators, int64 [T, O].
+    y: np.ndarray
+    #: Cycles from the first command's acceptance to the last result word; None at levels without time.
+    cycles: int | None = None
+    #: Cycles by cause; they sum to ``cycles``. Empty at levels without time.
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GemmJob:
+    """A GEMM ready to run: operands and the memory images made from them."""
+
+    config: CoreConfig
+    x: np.ndarray
+    weight: NMWeight
+    stream: PackedStream
+    acts: bytes
+    commands: list[Command]
+
+    @property
+    def tokens(self) -> int:
+        """Rows of the activations."""
+        return self.x.shape[0]
+
+    @property
+    def result_words(self) -> int:
+        """Result words that the core sends."""
+        return result_words(self.config, self.stream.layout, self.tokens)
+
+    def results(self, image: bytes) -> np.ndarray:
+        """Accumulators int64 [T, O] of a result image."""
+        wide = bool(self.commands[0].wide)
+        return unpack_results(self.config, self.stream.layout, self.tokens, image, wide=wide)
+
+    @property
+    def ideal_cycles(self) -> int:
+        """Cycles if every lane worked in every cycle: value slots of all tiles over the lanes of a PE."""
+        layout = self.stream.layout
+        subtiles = sum(command.subtiles for command in self.commands)
+        return -(-layout.out_tiles * layout.groups * layout.slots * subtiles // self.config.lanes)
+
+
+def prepare(config: CoreConfig, x: Any, weight: NMWeight, *, code: str | None = None) -> GemmJob:
+    """Check the operands and make their memory images.
+
+    Parameters
+    ----------
+    x
+        Activations, integers [T, K] in the range of the core's ``act_bits``; NumPy or torch.
+    weight
+        N:M weights [O, K].
+    code
+        Block code of the stream; by default the one with the fewest bits.
+
+    Raises
+    ------
+    ValueError, TypeError
+        In a full sentence, for operands that do not fit each other or the core.
+    """
+    if not isinstance(config, CoreConfig):
+        raise TypeError(f"The first argument must be a CoreConfig, but a {type(config).__name__} was given.")
+    if not isinstance(weight, NMWeight):
+        raise TypeError(
+            f"The weights must be an NMWeight (see quant.quantize_rtn), but a {type(weight).__name__} was given."
+        )
+    x = np.asarray(x)
+    check_activations(x, weight.in_features, config.act_bits)
+    stream = pack(weight, config, code)
+    acts = pack_activations(config, stream.layout, x)
+    return GemmJob(config, x, weight, stream, acts, commands_for(config, stream.layout, x.shape[0]))
+
+
+def check_level(level: str) -> None:
+    """Raise ValueError for a level that does not exist."""
+    if level not in LEVELS:
+        raise ValueError(f"There is no level named {level!r}; the levels are {', '.join(LEVELS)}.")
+
+
+def execute(
+    job: GemmJob, level: str, *, stalls: Stalls = NO_STALLS, progress: Callable[[int], None] | None = None
+) -> GemmRun:
+    """Run a prepared GEMM at one level.
+
+    Parameters
+    ----------
+    stalls
+        Back-pressure of the streams, at the timed levels.
+    progress
+        Called with the result words so far, at the Verilog level.
+    """
+    check_level(level)
+    if level == "golden":
+        from golden import integer_gemm
+
+        return GemmRun(level, integer_gemm(job.x, job.weight, job.config.act_bits).numpy())
+    if level == "fl":
+        from accel.core.CoreFL import run_fl
+
+        return GemmRun(level, job.results(run_fl(job.config, job.stream, job.acts, job.tokens)))
+    arguments = (job.config, job.commands, job.stream.payload, job.acts, job.result_words, stalls)
+    if level == "rtl":
+        from verify.rtl import run_rtl
+
+        run = run_rtl(*arguments)
+    else:
+        from verify.verilated import run_verilated
+
+        run = run_verilated(*arguments, progress)
+    return GemmRun(level, job.results(run.image), run.cycles, run.counters)
+
+
+def run_gemm(
+    config: CoreConfig,
+    x: Any,
+    weight: NMWeight,
+    level: str = "fl",
+    *,
+    code: str | None = None,
+    stalls: Stalls = NO_STALLS,
+    progress: Callable[[int], None] | None = None,
+) -> GemmRun:
+    """``x · Wᵀ`` in exact integers on the core, at the level asked for.
+
+    Parameters
+    ----------
+    config
+        The core, such as ``load_preset("edge")``.
+    x
+        Activations, integers [T, K].
+    weight
+        N:M weights [O, K].
+    level
+        ``golden`` (PyTorch), ``fl`` (packed stream, no time), ``rtl`` (PyMTL3) or ``verilog`` (Verilator).
+    code, stalls, progress
+        As for `prepare` and `execute`.
+
+    Returns
+    -------
+    GemmRun
+        ``y`` int64 [T, O] without scaling by channel, and ``cycles`` and ``counters`` at the timed levels.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before anything runs, in a full sentence.
+    """
+    check_level(level)
+    return execute(prepare(config, x, weight, code=code), level, stalls=stalls, progress=progress)

@@ -1,0 +1,198 @@
+"""Differential harness: one case through several levels, and random cases until one of them disagrees."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from accel.config import CoreConfig
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from verify.cases import Case
+from verify.gemm import TIMED_LEVELS, GemmJob, GemmRun, check_level, execute, prepare
+from verify.strategies import cases
+
+
+class MismatchError(AssertionError):
+    """Two levels disagree; the message says where."""
+
+
+def compare(case: Case, levels: Sequence[str]) -> tuple[GemmJob, dict[str, GemmRun]]:
+    """Run a case at each level; all must agree.
+
+    Results must equal those of the first level, number by number. Timed levels must agree in cycles and in
+    every counter, and the counters must sum to the cycles.
+
+    Raises
+    ------
+    MismatchError
+        Naming the first difference.
+    """
+    x, weight = case.build()
+    job = prepare(case.config, x, weight, code=case.code)
+    runs = {level: execute(job, level, stalls=case.stalls) for level in levels}
+    reference = runs[levels[0]]
+    for run in runs.values():
+        different = np.argwhere(run.y != reference.y)
+        if len(different):
+            token, output = different[0]
+            raise MismatchError(
+                f"{run.level} disagrees with {reference.level} in {len(different)} of {run.y.size} results; the first "
+                f"is token {token}, output {output}: {run.y[token, output]} instead of {reference.y[token, output]}."
+            )
+        if run.cycles is not None and sum(run.counters.values()) != run.cycles:
+            raise MismatchError(f"The counters of {run.level} sum to {sum(run.counters.values())}, not {run.cycles}.")
+    timed = [runs[level] for level in levels if level in TIMED_LEVELS]
+    for run in timed[1:]:
+        if (run.cycles, run.counters) != (timed[0].cycles, timed[0].counters):
+            raise MismatchError(
+                f"{run.level} takes {run.cycles} cycles {run.counters}, but {timed[0].level} takes {timed[0].cycles} "
+                f"{timed[0].counters}."
+            )
+    return job, runs
+
+
+#: What a campaign of random cases must have met, as predicates of the case, its job and its runs.
+EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
+    "weight −8 kept": lambda c, j, r: c.symmetric and bool((j.weight.values[j.weight.mask] == -8).any()),
+    "weight 15 with zero point 0": lambda c, j, r: j.weight.zero_point is not None
+    and bool((j.weight.values[j.weight.mask] == 15).any() and (j.weight.zero_point == 0).any()),
+    "weight 0 with zero point 15": lambda c, j, r: j.weight.zero_point is not None
+    and bool((j.weight.values[j.weight.mask] == 0).any() and (j.weight.zero_point == 15).any()),
+    "smallest activation": lambda c, j, r: bool((j.x == c.config.act_range[0]).any()),
+    "largest activation": lambda c, j, r: bool((j.x == c.config.act_range[1]).any()),
+    "kept zero": lambda c, j, r: c.symmetric and bool((j.weight.values[j.weight.mask] == 0).any()),
+    "block with fewer kept than n": lambda c, j, r: bool((_kept_per_block(j) < c.pattern.n).any()),
+    "all-zero row": lambda c, j, r: bool((~j.weight.integers().any(axis=1)).any()),
+    "negative scale": lambda c, j, r: bool((j.weight.group_scale < 0).any()),
+    "smallest scale": lambda c, j, r: bool((j.weight.group_scale == c.config.scale_range[0]).any()),
+    "zero scale": lambda c, j, r: bool((j.weight.group_scale == 0).any()),
+    "one token": lambda c, j, r: c.tokens == 1,
+    "several token subtiles": lambda c, j, r: any(command.subtiles > 1 for command in j.commands),
+    "several token blocks": lambda c, j, r: len(j.commands) > 1,
+    "token tail": lambda c, j, r: any(command.last_rows < c.config.rows for command in j.commands),
+    "fewer outputs than columns": lambda c, j, r: c.out_features < c.config.columns,
+    "output tail": lambda c, j, r: c.out_features % c.config.columns != 0,
+    "K tail of a block": lambda c, j, r: c.in_features % c.pattern.m != 0,
+    "K tail of a group": lambda c, j, r: j.stream.layout.k_padded != c.in_features,
+    "one group": lambda c, j, r: j.stream.layout.groups == 1,
+    "group cut into chunks": lambda c, j, r: j.stream.layout.group
+    < (c.group_size if c.group_size > 0 else c.in_features),
+    "dense": lambda c, j, r: c.pattern.is_dense,
+    "rank code": lambda c, j, r: j.stream.layout.code == "rank",
+    "index code": lambda c, j, r: j.stream.layout.code == "index",
+    "bitmask code": lambda c, j, r: j.stream.layout.code == "bitmask",
+    "wait_acts": lambda c, j, r: _waited(r, "wait_acts"),
+    "wait_weights": lambda c, j, r: _waited(r, "wait_weights"),
+    "wait_write": lambda c, j, r: _waited(r, "wait_write"),
+    "wait_drain": lambda c, j, r: _waited(r, "wait_drain"),
+}
+
+
+def _kept_per_block(job: GemmJob) -> np.ndarray:
+    m = job.weight.pattern.m
+    whole = job.weight.in_features // m * m
+    if not whole:
+        return np.array([m])
+    return job.weight.mask[:, :whole].reshape(job.weight.out_features, -1, m).sum(axis=-1)
+
+
+def _waited(runs: dict[str, GemmRun], cause: str) -> bool:
+    return any(run.counters.get(cause, 0) for run in runs.values())
+
+
+@dataclass
+class Campaign:
+    """What random cases have shown."""
+
+    seed: int
+    levels: tuple[str, ...]
+    cases: int = 0
+    #: Cases that ran for each pattern n:m.
+    patterns: Counter[str] = field(default_factory=Counter)
+    #: Cases that reached each of `EXTREMES`.
+    reached: Counter[str] = field(default_factory=Counter)
+    #: The shrunk failing case and what went wrong, if any did.
+    failure: Case | None = None
+    complaint: str = ""
+
+    def count(self, case: Case, job: GemmJob, runs: dict[str, GemmRun]) -> None:
+        """Enter a case that agreed."""
+        self.cases += 1
+        self.patterns[str(case.pattern)] += 1
+        for name, reached in EXTREMES.items():
+            self.reached[name] += bool(reached(case, job, runs))
+
+    @property
+    def missed(self) -> list[str]:
+        """Extremes that no case has reached."""
+        return [name for name in EXTREMES if not self.reached[name]]
+
+
+def run_campaign(
+    configs: st.SearchStrategy[CoreConfig],
+    levels: Sequence[str],
+    examples: int,
+    seed_value: int,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Campaign:
+    """Random cases through the levels; deterministic for a seed.
+
+    Parameters
+    ----------
+    configs
+        Cores to draw from, such as ``st.just(load_preset("tiny"))``.
+    levels
+        At least two levels; the first is the reference.
+    examples
+        Cases to run, if none fails.
+    progress
+        Called with the number of cases so far.
+
+    Returns
+    -------
+    Campaign
+        With ``failure`` set to the shrunk case when levels disagree or the simulation breaks.
+    """
+    for level in levels:
+        check_level(level)
+    if len(set(levels)) < 2:
+        raise ValueError(f"A comparison needs at least two different levels, but {', '.join(levels) or 'none'} was given.")
+    if examples < 1:
+        raise ValueError(f"A campaign needs at least one example, but {examples} were asked for.")
+    campaign = Campaign(seed_value, tuple(levels))
+
+    @seed(seed_value)
+    @settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        print_blob=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(configs))
+    def one_case(case: Case) -> None:
+        try:
+            job, runs = compare(case, levels)
+        except Exception as error:
+            # Hypothesis runs the smallest failing case last, so what stays here is that one.
+            campaign.failure, campaign.complaint = case, str(error)
+            raise
+        if campaign.failure is None:
+            campaign.count(case, job, runs)
+            if progress is not None:
+                progress(campaign.cases)
+
+    try:
+        one_case()
+    except Exception as error:
+        if campaign.failure is None:
+            raise
+        campaign.complaint = campaign.complaint or str(error)
+    return campaign

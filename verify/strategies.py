@@ -1,0 +1,143 @@
+"""Hypothesis strategies: cores, patterns, GEMM sizes, data and stalls, shaped so that all of them shrink."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from accel.config import ConfigError, CoreConfig
+from accel.codes import CODES
+from hypothesis import strategies as st
+from quant import NMPattern
+
+from verify.cases import BACKGROUNDS, Case
+from verify.stimulus import Stalls
+
+#: Smallest legal core: what configurations shrink to.
+SMALLEST = CoreConfig(
+    rows=1,
+    columns=1,
+    lanes=1,
+    window=1,
+    act_bits=4,
+    asymmetric=False,
+    codes=("rank",),
+    scale_bits=2,
+    k_max=1,
+    group_max=1,
+    subtiles=1,
+    drain_chains=1,
+    slice_bytes=1,
+    weight_tiles=2,
+    act_words=2,
+    act_ports=1,
+    result_lanes=1,
+)
+
+
+@st.composite
+def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 4, window: int = 12) -> CoreConfig:
+    """Small cores in which every parameter varies, most of them not powers of two."""
+    lane_count = draw(st.integers(1, lanes))
+    window_size = draw(st.integers(lane_count, max(lane_count, window)))
+    row_count = draw(st.integers(1, rows))
+    column_count = draw(st.integers(1, columns))
+    group_max = window_size * draw(st.integers(1, 4)) + draw(st.integers(0, 3))
+    k_max = group_max * draw(st.integers(1, 4)) + draw(st.integers(0, 5))
+    codes = draw(
+        st.lists(st.sampled_from(CODES), min_size=1, max_size=3, unique=True).filter(
+            lambda chosen: window_size <= 8 or chosen != ["rank"]
+        )
+    )
+    values = {
+        "rows": row_count,
+        "columns": column_count,
+        "lanes": lane_count,
+        "window": window_size,
+        "act_bits": draw(st.sampled_from((4, 8, 16))),
+        "asymmetric": draw(st.booleans()),
+        "codes": tuple(codes),
+        "scale_bits": draw(st.integers(2, 8)),
+        "k_max": k_max,
+        "group_max": group_max,
+        "subtiles": draw(st.integers(1, 3)),
+        "drain_chains": draw(st.integers(1, row_count)),
+        "weight_tiles": draw(st.integers(2, 4)),
+        "act_words": 2 * (-(-k_max // window_size) // 2 + 1) + 2 * draw(st.integers(0, 8)),
+        "act_ports": draw(st.integers(1, row_count)),
+        "result_lanes": draw(st.integers(1, column_count)),
+    }
+    widths = _slice_widths(tuple(values.items()))
+    return CoreConfig(**values, slice_bytes=draw(st.sampled_from(widths)))
+
+
+@lru_cache(maxsize=4096)
+def _slice_widths(items: tuple[tuple[str, object], ...]) -> tuple[int, ...]:
+    """Slice widths that the other parameters allow."""
+    allowed = []
+    for slice_bytes in (1, 2, 4, 8):
+        try:
+            CoreConfig(**dict(items), slice_bytes=slice_bytes)  # type: ignore[arg-type]
+        except ConfigError:
+            continue
+        allowed.append(slice_bytes)
+    return tuple(allowed)
+
+
+def patterns(config: CoreConfig) -> st.SearchStrategy[NMPattern]:
+    """Patterns that a core runs, dense first; those that it has no code for are left out."""
+    return st.sampled_from([pattern for pattern in config.patterns() if config.codes_of(pattern)])
+
+
+def stall_patterns(longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:
+    """No stall, or a short repeating pattern that lets at least one cycle through."""
+    return st.lists(st.integers(0, 1), max_size=longest).filter(lambda bits: not bits or not all(bits)).map(tuple)
+
+
+def all_stalls() -> st.SearchStrategy[Stalls]:
+    """Stalls of all four streams."""
+    return st.builds(
+        Stalls, command=stall_patterns(3), weights=stall_patterns(), acts=stall_patterns(), results=stall_patterns()
+    )
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    configs: st.SearchStrategy[CoreConfig],
+    max_tokens: int = 7,
+    max_features: int = 64,
+    max_outputs: int = 7,
+) -> Case:
+    """GEMMs on a core: tails in K and O, one token, fewer outputs than columns, K of a single group."""
+    config = draw(configs)
+    pattern = draw(patterns(config))
+    features_max = min(max_features, config.k_max - config.k_max % pattern.m)
+    features = draw(st.integers(1, max(1, features_max)))
+    largest_group = config.k_max // pattern.m * pattern.m
+    multiples = [size for size in range(pattern.m, largest_group + 1, pattern.m) if _fits(config, features, size)]
+    group_size = draw(st.sampled_from([-1, *multiples[:16]]))
+    data = st.sampled_from(BACKGROUNDS)
+    cell = st.integers(0, 63)
+    overrides = st.lists(st.tuples(cell, cell, st.integers(0, 1 << 16)), max_size=4).map(tuple)
+    return Case(
+        config=config,
+        pattern=pattern,
+        tokens=draw(st.integers(1, max_tokens)),
+        in_features=features,
+        out_features=draw(st.integers(1, max_outputs)),
+        group_size=group_size,
+        symmetric=draw(st.booleans()) if config.asymmetric else True,
+        code=draw(st.sampled_from([None, *config.codes_of(pattern)])),
+        weights=draw(data),
+        acts=draw(data),
+        seed=draw(st.integers(0, 1 << 16)),
+        weight_overrides=draw(overrides),
+        act_overrides=draw(overrides),
+        scale_overrides=draw(overrides),
+        stalls=draw(all_stalls()),
+    )
+
+
+def _fits(config: CoreConfig, features: int, group_size: int) -> bool:
+    """Whether K padded to whole groups stays within the core's k_max."""
+    return group_size >= features or -(-features // group_size) * group_size <= config.k_max
