@@ -68,6 +68,19 @@ def run_rtl(
     """
     core = _simulator(config)
     core.sim_reset()
+    return drive(core, config, commands, weights, acts, result_words, stalls)
+
+
+def drive(
+    core: Any,
+    config: CoreConfig,
+    commands: list[Command],
+    weights: bytes,
+    acts: bytes,
+    result_words: int,
+    stalls: Stalls = NO_STALLS,
+) -> LevelRun:
+    """Drive a simulated core that has just been reset, port by port; arguments as for `run_rtl`."""
     slice_bytes, columns = config.slice_bytes, config.columns
     port_bytes, ports = act_port_bytes(config), config.act_ports
     Message = mk_command_msg(config)

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from accel.config import ConfigError, CoreConfig
 from accel.codes import CODES
+from accel.stream import tile_group
 from hypothesis import strategies as st
 from quant import NMPattern
 
@@ -111,11 +112,13 @@ def cases(
     """GEMMs on a core: tails in K and O, one token, fewer outputs than columns, K of a single group."""
     config = draw(configs)
     pattern = draw(patterns(config))
-    features_max = min(max_features, config.k_max - config.k_max % pattern.m)
-    features = draw(st.integers(1, max(1, features_max)))
-    largest_group = config.k_max // pattern.m * pattern.m
-    multiples = [size for size in range(pattern.m, largest_group + 1, pattern.m) if _fits(config, features, size)]
-    group_size = draw(st.sampled_from([-1, *multiples[:16]]))
+    features = draw(st.integers(1, min(max_features, config.k_max)))
+    sizes = [-1, *range(pattern.m, config.k_max + 1, pattern.m)]
+    fitting = [size for size in sizes if _fits(config, pattern, features, size)]
+    if not fitting:
+        # No padding of this K fits k_max; one block always does.
+        features, fitting = pattern.m, [-1]
+    group_size = draw(st.sampled_from(fitting[:16]))
     data = st.sampled_from(BACKGROUNDS)
     cell = st.integers(0, 63)
     overrides = st.lists(st.tuples(cell, cell, st.integers(0, 1 << 16)), max_size=4).map(tuple)
@@ -138,6 +141,7 @@ def cases(
     )
 
 
-def _fits(config: CoreConfig, features: int, group_size: int) -> bool:
-    """Whether K padded to whole groups stays within the core's k_max."""
-    return group_size >= features or -(-features // group_size) * group_size <= config.k_max
+def _fits(config: CoreConfig, pattern: NMPattern, features: int, group_size: int) -> bool:
+    """Whether K padded to whole tiles stays within the core's k_max."""
+    group = tile_group(config, pattern, features, group_size)
+    return -(-features // group) * group <= config.k_max

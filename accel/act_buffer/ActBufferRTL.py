@@ -9,7 +9,7 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
 from accel.config import CoreConfig, count_bits
-from accel.core.CoreMsg import mk_command_msg
+from accel.core.CoreMsg import mk_command_msg, subtile_bits
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 from accel.ram.RamRTL import PairAddressRTL, RamRTL
 
@@ -28,7 +28,7 @@ class ActLoaderRTL(Component):
         beat_bits = count_bits(row_beats - 1)
         count, addr_bits = count_bits(words), count_bits(words - 1)
         wide = count + 1
-        subtile_bits = count_bits(config.subtiles)
+        subtile_nbits = subtile_bits(config)
         row_bits = count_bits(rows)
         sum_bits = row_bits + count_bits(ports)
 
@@ -48,7 +48,7 @@ class ActLoaderRTL(Component):
         s.started = Wire()  # the block has its room
         s.cmd = Wire(Command)
         s.free = Wire(count)
-        s.subtile = Wire(subtile_bits)  # left, this one included
+        s.subtile = Wire(subtile_nbits)  # left, this one included
         s.base = Wire(addr_bits)  # of the subtile in the ring
         s.word = Wire(count)
         s.row_beat = Wire(beat_bits)

@@ -25,6 +25,11 @@ def position_bits(config: CoreConfig) -> int:
     return count_bits(config.window - 1)
 
 
+def subtile_bits(config: CoreConfig) -> int:
+    """Width of a count of token subtiles; the result writer compares it with 2."""
+    return count_bits(max(2, config.subtiles))
+
+
 @lru_cache(maxsize=None)
 def mk_command_msg(config: CoreConfig):
     """One GEMM of one token block: what the sequencer and the three stream units need to know.
@@ -46,7 +51,7 @@ def mk_command_msg(config: CoreConfig):
             "value_bytes": count_bits(config.value_bytes_max),
             "groups": count_bits(config.k_max),  # tiles along K
             "out_tiles": count_bits(config.out_tiles_max),  # output tiles
-            "subtiles": count_bits(config.subtiles),  # token subtiles of the block
+            "subtiles": subtile_bits(config),  # token subtiles of the block
             "last_rows": count_bits(config.rows),  # tokens in the last subtile
             "row_words": count_bits(config.act_words),  # windows of one row of activations
             "block_words": count_bits(config.act_words),  # subtiles × row_words

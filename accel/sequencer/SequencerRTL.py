@@ -22,6 +22,7 @@ from accel.core.CoreMsg import (
     mk_step_msg,
     mk_window_msg,
     position_bits,
+    subtile_bits,
 )
 from accel.interfaces import RecvIfcRTL
 
@@ -134,9 +135,10 @@ class SequencerRTL(Component):
         position_nbits = position_bits(config)
         shift_sum = size_bits + 1
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
-        subtile_bits, row_bits = count_bits(config.subtiles), count_bits(rows)
+        subtile_nbits, row_bits = subtile_bits(config), count_bits(rows)
         length_bits = count_bits(chain_rows)
         acc_addr_bits = count_bits(config.acc_words - 1)
+        next_subtile = chain_rows % (1 << acc_addr_bits)  # with one subtile there is none, and the width may be too small
         header_addr_bits = count_bits(header_slots - 1)
         ready_bits = count_bits(header_slots)
         log_bytes = clog2(slice_bytes)
@@ -161,7 +163,7 @@ class SequencerRTL(Component):
         s.cmd = Wire(Command)
         s.tile_left = Wire(tile_bits)  # output tiles, groups and subtiles left, the present one included
         s.group_left = Wire(group_bits)
-        s.subtile_left = Wire(subtile_bits)
+        s.subtile_left = Wire(subtile_nbits)
         s.place = Wire(size_bits)  # next nonzero: its number in its block
         s.left = Wire(slot_bits)  # nonzeros left in the group
         s.first_step = Wire()
@@ -428,7 +430,7 @@ class SequencerRTL(Component):
                     s.act_shift <<= s.group_shift
                     s.row_base <<= s.next_row_base[0:act_addr_bits]
                     s.subtile_left <<= s.subtile_left - 1
-                    s.acc_addr <<= s.acc_addr + chain_rows
+                    s.acc_addr <<= s.acc_addr + next_subtile
                     if s.last_subtile:
                         # The next tile: one group further along the rows.
                         s.subtile_left <<= s.cmd.subtiles

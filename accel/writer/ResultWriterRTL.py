@@ -9,7 +9,7 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, sext, update, update_ff
 
 from accel.config import RESULT_BITS, CoreConfig, count_bits
-from accel.core.CoreMsg import mk_command_msg, mk_read_msg
+from accel.core.CoreMsg import mk_command_msg, mk_read_msg, subtile_bits
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL
 
 QUEUE_WORDS = 4  # a read takes three cycles from its credit to the word's departure; one more hides a stall's end
@@ -76,8 +76,9 @@ class ResultWriterRTL(Component):
         group_bits = count_bits(groups - 1)
         addr_bits = count_bits(config.acc_words - 1)
         chain_bits = count_bits(chains - 1)
+        next_subtile = chain_rows % (1 << addr_bits)  # with one subtile there is none, and the width may be too small
         row_bits = count_bits(rows)
-        subtile_bits = count_bits(config.subtiles)
+        subtile_nbits = subtile_bits(config)
         tile_bits = count_bits(config.out_tiles_max)
         queue_words = QUEUE_WORDS
 
@@ -95,7 +96,7 @@ class ResultWriterRTL(Component):
         s.cmd = Wire(Command)
         s.tiles_done = Wire(2)
         s.tile_left = Wire(tile_bits)
-        s.subtile_left = Wire(subtile_bits)
+        s.subtile_left = Wire(subtile_nbits)
         s.row_left = Wire(row_bits)
         s.group = Wire(group_bits)
         s.half = Wire()
@@ -195,8 +196,8 @@ class ResultWriterRTL(Component):
                         s.addr <<= s.addr + 1
                     if s.subtile_end:
                         s.chain <<= 0
-                        s.base <<= s.base + chain_rows
-                        s.addr <<= s.base + chain_rows
+                        s.base <<= s.base + next_subtile
+                        s.addr <<= s.base + next_subtile
                         s.subtile_left <<= s.subtile_left - 1
                         s.row_left <<= s.rows_next
                         if s.tile_end:
