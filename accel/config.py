@@ -95,6 +95,8 @@ class CoreConfig:
     result_lanes: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.codes, (list, tuple)):
+            raise ConfigError(f"codes must be a list of names, but {self.codes!r} was given.")
         object.__setattr__(self, "codes", tuple(self.codes))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -364,9 +366,6 @@ class CoreConfig:
                 f"A core configuration states each of its {len(names)} parameters once; "
                 f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}."
             )
-        codes = values["codes"]
-        if isinstance(codes, str) or not isinstance(codes, (list, tuple)):
-            raise ConfigError(f"codes must be a list of names, but {codes!r} was given.")
         return cls(**dict(values))
 
     def replace(self, **changes: Any) -> CoreConfig:

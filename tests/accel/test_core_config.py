@@ -1,0 +1,400 @@
+"""CoreConfig: what it accepts, the words with which it refuses, and the widths that it derives."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, reject
+from hypothesis import strategies as st
+
+from accel import ConfigError, CoreConfig, load_preset, preset_names
+from accel import config as config_module
+from accel.command import commands_for
+from accel.config import count_bits, signed_bits
+from accel.naming import config_tag, module_name
+from accel.stream import layout_for
+from quant import NMPattern
+from verify.strategies import SMALLEST, core_configs, patterns
+
+TINY = load_preset("tiny")
+FIELDS = [field.name for field in dataclasses.fields(CoreConfig)]
+
+
+# -- what is refused, and the words ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "low", "high", "changes"),
+    [
+        ("rows", 1, 64, {}),
+        ("columns", 1, 64, {}),
+        ("lanes", 1, 16, {}),
+        ("window", 1, 32, {}),
+        ("scale_bits", 2, 8, {}),
+        ("group_max", 1, 4096, {}),
+        ("k_max", 32, 1 << 20, {}),
+        ("k_max", 8, 1 << 20, {"group_max": 8}),
+        ("subtiles", 1, 64, {}),
+        ("drain_chains", 1, 2, {}),
+        ("drain_chains", 1, 5, {"rows": 5}),
+        ("weight_tiles", 2, 64, {}),
+        ("act_words", 2, 1 << 16, {}),
+        ("act_ports", 1, 2, {}),
+        ("act_ports", 1, 3, {"rows": 3}),
+        ("result_lanes", 1, 2, {}),
+        ("result_lanes", 1, 15, {"columns": 64}),
+    ],
+)
+def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, changes: dict[str, int]) -> None:
+    for value in (low - 1, high + 1, -high):
+        with pytest.raises(ConfigError) as error:
+            TINY.replace(**{**changes, field: value})
+        assert str(error.value) == f"{field} must be between {low} and {high}, but {value} was given."
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"act_bits": 5}, "act_bits must be one of 4, 8, 16, but 5 was given."),
+        ({"slice_bytes": 3}, "slice_bytes must be one of 1, 2, 4, 8, but 3 was given."),
+        ({"asymmetric": 1}, "asymmetric must be true or false, but 1 was given."),
+        (
+            {"codes": ("rank", "huffman")},
+            "codes must name each of some of rank, index, bitmask once, but ['rank', 'huffman'] was given.",
+        ),
+        (
+            {"codes": ("index", "index")},
+            "codes must name each of some of rank, index, bitmask once, but ['index', 'index'] was given.",
+        ),
+        ({"codes": ()}, "codes must name each of some of rank, index, bitmask once, but [] was given."),
+        ({"codes": "rank"}, "codes must be a list of names, but 'rank' was given."),
+        ({"codes": None}, "codes must be a list of names, but None was given."),
+        (
+            {"window": 9, "codes": ("rank",)},
+            "codes = ['rank'] covers blocks of at most 8, but window = 9 admits larger ones; "
+            "add 'index' or 'bitmask'.",
+        ),
+        (
+            {"lanes": 4, "window": 3, "act_words": 64},
+            "lanes = 4 is more than window = 3: a lane beyond the window could never work. "
+            "Lower lanes or raise window.",
+        ),
+        (
+            {"group_max": 7},
+            "window = 8 is more than group_max = 7: a block of that size would fit no tile. "
+            "Raise group_max or lower window.",
+        ),
+        ({"act_words": 33}, "act_words must be even (two banks), but 33 was given."),
+        (
+            {"act_words": 14},
+            "act_words = 14 does not hold one row of k_max = 128 activations, which takes 16 windows of 8.",
+        ),
+        (
+            {"slice_bytes": 1, "lanes": 1, "window": 2, "act_words": 64},
+            "slice_bytes = 1 is too narrow with asymmetric = true: scale and zero point of a tile, a byte each, "
+            "are written together. Raise slice_bytes to 2, 4 or 8.",
+        ),
+        (
+            {"lanes": 5},
+            "slice_bytes = 2 gives a column 16 bits per weight word, but a step of 5 lanes reads up to 20 bits "
+            "of values and 15 bits of block codes. Raise slice_bytes or lower lanes.",
+        ),
+    ],
+)
+def test_a_contradiction_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        TINY.replace(**changes)
+    assert str(error.value) == words
+
+
+@pytest.mark.parametrize("field", [name for name in FIELDS if name not in ("codes", "asymmetric")])
+@pytest.mark.parametrize("value", [True, 2.0, "2", None, np.int64(2)])
+def test_what_is_no_integer_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigError) as error:
+        TINY.replace(**{field: value})
+    assert str(error.value) == f"{field} must be an integer, but {value!r} was given."
+
+
+def test_the_ends_of_every_range_are_accepted() -> None:
+    assert SMALLEST.replace(rows=64, columns=64, result_lanes=15, drain_chains=64, act_ports=64).rows == 64
+    large = TINY.replace(
+        lanes=16,
+        window=16,
+        slice_bytes=8,
+        group_max=4096,
+        k_max=1 << 20,
+        act_words=1 << 16,
+        subtiles=64,
+        weight_tiles=64,
+    )
+    assert large.acc_bits <= 64, "a result lane holds any accumulator"
+    assert TINY.replace(window=32, codes=("bitmask",), slice_bytes=8).m_max == 32
+
+
+# -- presets and dictionaries -----------------------------------------------------------------------
+
+
+def test_presets_load_and_state_every_parameter_once() -> None:
+    assert preset_names() == ["tiny", "edge", "wide"]
+    for name in preset_names():
+        assert isinstance(load_preset(name), CoreConfig)
+    with pytest.raises(
+        ConfigError, match=r"^There is no preset named 'huge'; the presets are tiny, edge, wide\.$"
+    ):
+        load_preset("huge")
+
+
+def test_the_reference_preset_is_the_one_of_the_design() -> None:
+    edge = load_preset("edge")
+    assert (edge.rows, edge.columns, edge.lanes, edge.window, edge.act_bits) == (16, 16, 4, 16, 8)
+    assert edge.rows * edge.columns * edge.lanes == 1024
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_preset_that_leaves_a_key_out_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{key} = {json.dumps(value)}" for key, value in TINY.as_dict().items() if key != name]
+    presets = tmp_path / "presets.toml"
+    presets.write_text("[short]\n" + "\n".join(lines) + "\n")
+    monkeypatch.setattr(config_module, "PRESETS_FILE", presets)
+    with pytest.raises(ConfigError) as error:
+        load_preset("short")
+    assert str(error.value) == (
+        f"A core configuration states each of its 17 parameters once; missing: {name}; unknown: none."
+    )
+    presets.write_text(presets.read_text() + f"{name} = {json.dumps(TINY.as_dict()[name])}\nturbo = true\n")
+    with pytest.raises(ConfigError) as error:
+        load_preset("short")
+    assert str(error.value) == (
+        "A core configuration states each of its 17 parameters once; missing: none; unknown: turbo."
+    )
+
+
+@pytest.mark.parametrize("codes", ["rank", None, 3, {"rank": 1}])
+def test_codes_that_are_no_list_are_refused(codes: object) -> None:
+    with pytest.raises(ConfigError) as error:
+        CoreConfig.from_dict({**TINY.as_dict(), "codes": codes})
+    assert str(error.value) == f"codes must be a list of names, but {codes!r} was given."
+
+
+@given(core_configs())
+def test_a_dictionary_gives_the_configuration_back(config: CoreConfig) -> None:
+    stored = json.loads(json.dumps(config.as_dict()))
+    assert list(stored) == FIELDS
+    again = CoreConfig.from_dict(stored)
+    assert again == config
+    assert hash(again) == hash(config)
+    assert config.replace() == config
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.rows = 3  # type: ignore[misc]
+
+
+# -- derived widths ---------------------------------------------------------------------------------
+
+
+def holds(bits: int, value: int) -> bool:
+    """Whether ``bits`` bits of two's complement hold a value."""
+    return -(2**bits) <= 2 * value < 2**bits
+
+
+def fits_tightly(bits: int, values: list[int]) -> bool:
+    """Whether ``bits`` bits hold all values and one bit less does not."""
+    return all(holds(bits, value) for value in values) and not all(holds(bits - 1, value) for value in values)
+
+
+@given(st.integers(-(1 << 40), 1 << 40), st.integers(0, 1 << 40))
+def test_width_of_a_range_is_the_smallest(low: int, length: int) -> None:
+    bits = signed_bits(low, low + length)
+    assert holds(bits, low)
+    assert holds(bits, low + length)
+    assert bits == 1 or not (holds(bits - 1, low) and holds(bits - 1, low + length))
+
+
+@given(st.integers(0, 1 << 40))
+def test_width_of_a_count_is_the_smallest(largest: int) -> None:
+    assert len(f"{largest:b}") == count_bits(largest)
+
+
+@given(core_configs(), st.sampled_from((4, 8, 16)), st.booleans(), st.integers(2, 8), st.data())
+def test_widths_hold_the_worst_inputs_and_no_narrower_ones_do(
+    config: CoreConfig, act_bits: int, asymmetric: bool, scale_bits: int, data: st.DataObject
+) -> None:
+    if asymmetric:
+        config = config.replace(slice_bytes=max(2, config.slice_bytes))
+    group_max = data.draw(st.integers(config.window, 4096), label="group_max")
+    k_max = data.draw(st.integers(group_max, 1 << 20), label="k_max")
+    act_words = 2 * (-(-k_max // config.window) // 2 + 1)
+    if act_words > 1 << 16:
+        k_max = max(group_max, (1 << 16) * config.window - 1)
+        act_words = 1 << 16
+    config = config.replace(
+        act_bits=act_bits, asymmetric=asymmetric, scale_bits=scale_bits, group_max=group_max, k_max=k_max,
+        act_words=act_words,
+    )  # fmt: skip
+    # Every value of the formats as the numerics page gives them, not as the configuration does.
+    acts = range(-(2**act_bits) // 2, 2**act_bits // 2)
+    weights = sorted(
+        {code - zero for code in range(16) for zero in range(16)} if asymmetric else range(-8, 8)
+    )
+    scales = range(-(2**scale_bits) // 2, 2**scale_bits // 2)
+    assert weights[0] == config.weight_range[0]
+    assert weights[-1] == config.weight_range[1]
+    products = [act * weight for act, weight in product((acts[0], acts[-1]), (weights[0], weights[-1]))]
+    if act_bits < 16:
+        assert max(act * weight for act, weight in product(acts, weights)) == max(products)
+        assert min(act * weight for act, weight in product(acts, weights)) == min(products)
+    assert fits_tightly(config.weight_bits, weights)
+    assert fits_tightly(config.product_bits, products)
+    # A group of group_max weights, all at the worst corner.
+    partials = [group_max * corner for corner in products]
+    assert fits_tightly(config.partial_bits, partials)
+    scaled = [partial * scale for partial, scale in product(partials, (scales[0], scales[-1]))]
+    assert fits_tightly(config.scaled_bits, scaled)
+    # k_max weights in groups, each group times its own worst scale.
+    groups, rest = divmod(k_max, group_max)
+    sums = [
+        groups * (group_max * corner * scale) + rest * corner * scale
+        for corner, scale in product(products, (scales[0], scales[-1]))
+    ]
+    assert fits_tightly(config.acc_bits, sums)
+    assert config.acc_bits >= config.scaled_bits >= config.partial_bits >= config.product_bits
+
+
+def test_the_worst_inputs_of_a_small_core_summed_one_by_one() -> None:
+    """No formula at all: real activations, weights and scales, added up in a loop."""
+    for act_bits, asymmetric in product((4, 8, 16), (False, True)):
+        config = TINY.replace(act_bits=act_bits, asymmetric=asymmetric)
+        acts = (-(2 ** (act_bits - 1)), 2 ** (act_bits - 1) - 1)
+        weights = (-15, 15) if asymmetric else (-8, 7)
+        partials, accs = [], []
+        for act, weight, scale in product(acts, weights, (-128, 127)):
+            acc = 0
+            for _ in range(4):
+                partial = 0
+                for _ in range(32):
+                    partial += act * weight
+                acc += partial * scale
+            partials.append(partial)
+            accs.append(acc)
+        assert fits_tightly(config.partial_bits, partials)
+        assert fits_tightly(config.acc_bits, accs)
+
+
+@given(core_configs())
+def test_a_weight_word_feeds_any_step(config: CoreConfig) -> None:
+    """The bits of a slice cover what one step reads, by walking each pattern's steps from each start."""
+    worst_bits, worst_bytes = 1, 1
+    for pattern in config.patterns():
+        n, m = pattern.n, pattern.m
+        if n == m:
+            continue
+        for within in range(n):
+            touched, taken = set(), 0
+            while taken < config.lanes and ((within + taken) // n + 1) * m <= config.window:
+                touched.add((within + taken) // n)
+                taken += 1
+            blocks = config.group_max // m
+            if "bitmask" in config.codes:
+                worst_bits = max(worst_bits, len(touched) * m)
+                worst_bytes = max(worst_bytes, -(-blocks * m // 8))
+            if "index" in config.codes:
+                width = len(f"{m - 1:b}")
+                worst_bits = max(worst_bits, config.lanes * width)
+                worst_bytes = max(worst_bytes, -(-blocks * n * width // 8))
+            if "rank" in config.codes and m <= 8:
+                width = len(f"{len(_subsets(m, n)) - 1:b}")
+                worst_bits = max(worst_bits, len(touched) * width)
+                worst_bytes = max(worst_bytes, -(-blocks * width // 8))
+    assert config.code_window_bits == worst_bits
+    assert config.code_bytes_max == worst_bytes
+    assert config.slice_bits >= max(worst_bits, 4 * config.lanes)
+    assert config.code_words % 2 == config.value_words % 2 == 0
+    assert config.code_words * config.slice_bytes >= config.weight_tiles * worst_bytes
+    assert config.value_words * config.slice_bytes >= config.weight_tiles * -(-config.group_max // 2)
+
+
+def _subsets(m: int, n: int) -> list[int]:
+    return [mask for mask in range(1 << m) if f"{mask:b}".count("1") == n]
+
+
+@given(core_configs())
+def test_geometry_covers_every_row_and_column(config: CoreConfig) -> None:
+    chains = [len(range(chain, config.rows, config.drain_chains)) for chain in range(config.drain_chains)]
+    assert config.chain_rows == max(chains)
+    assert sum(chains) == config.rows
+    assert config.acc_words == config.subtiles * config.chain_rows
+    assert (config.column_groups - 1) * config.result_lanes < config.columns
+    assert config.column_groups * config.result_lanes >= config.columns
+    assert config.word_bytes == config.columns * config.slice_bytes
+    assert config.patterns() == [
+        NMPattern(n, m) for m in range(1, config.window + 1) for n in range(1, m + 1)
+    ]
+
+
+@given(core_configs(), st.data())
+def test_command_fields_fit_their_widths(config: CoreConfig, data: st.DataObject) -> None:
+    """Any command of any GEMM that fits the core can be stated in its message."""
+    from accel.core.CoreMsg import mk_command_msg
+
+    pattern = data.draw(patterns(config))
+    features = data.draw(st.integers(1, config.k_max))
+    code = data.draw(st.sampled_from(config.codes_of(pattern)))
+    try:
+        layout = layout_for(config, pattern, data.draw(st.integers(1, 9)), features, -1, code=code)
+    except ConfigError:
+        reject()  # padded to whole blocks, K is beyond k_max
+    for command in commands_for(config, layout, data.draw(st.integers(1, 3 * config.rows * config.subtiles))):
+        message = mk_command_msg(config)(**command.fields())
+        for name, value in command.fields().items():
+            assert int(getattr(message, name)) == value
+
+
+# -- names ------------------------------------------------------------------------------------------
+
+
+@given(core_configs(), core_configs())
+def test_names_differ_as_configurations_do(one: CoreConfig, other: CoreConfig) -> None:
+    assert (module_name("CoreRTL", one) == module_name("CoreRTL", other)) == (one == other)
+    assert (config_tag(one) == config_tag(other)) == (one == other)
+    assert module_name("CoreRTL", one) != module_name("ColumnRTL", one)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_parameter_is_in_the_name(field: str) -> None:
+    base = TINY.replace(rows=3, columns=3, drain_chains=2, act_ports=2, result_lanes=2, slice_bytes=4)
+    changed = {
+        "act_bits": 16,
+        "asymmetric": False,
+        "codes": ("index", "rank", "bitmask"),
+        "slice_bytes": 8,
+        "act_words": 34,
+        "lanes": 3,
+        "scale_bits": 7,
+    }.get(
+        field,
+        getattr(base, field) + 1
+        if field not in ("codes", "drain_chains", "act_ports", "result_lanes")
+        else 1,
+    )
+    assert module_name("CoreRTL", base.replace(**{field: changed})) != module_name("CoreRTL", base)
+
+
+@given(core_configs())
+def test_a_name_is_a_verilog_identifier_without_double_underscores(config: CoreConfig) -> None:
+    name = module_name("CoreRTL", config)
+    assert name.isidentifier()
+    assert name.isascii()
+    assert "__" not in name
+    assert name.startswith(
+        f"CoreRTL_{config.rows}x{config.columns}x{config.lanes}_w{config.window}_a{config.act_bits}_"
+    )
