@@ -74,8 +74,18 @@ def steps_per_group(pattern: NMPattern, group: int, lanes: int, window: int) -> 
 
 def lane_use(pattern: NMPattern, lanes: int, window: int) -> float:
     """Share of lanes at work over a long group: 1.0 unless the window limits the pattern."""
-    group = pattern.m * lanes * 8  # a whole number of periods of any step alignment
-    return nonzeros(pattern, group) / (lanes * steps_per_group(pattern, group, lanes, window))
+    _require_fit(pattern, window)
+    room = pattern.n * (window // pattern.m)
+    # What a step takes depends only on where in a block it starts, so the counts repeat from some start on.
+    counts: list[int] = []
+    seen: dict[int, int] = {}
+    within = 0
+    while within not in seen:
+        seen[within] = len(counts)
+        counts.append(min(lanes, room - within))
+        within = (within + counts[-1]) % pattern.n
+    period = counts[seen[within] :]
+    return sum(period) / (lanes * len(period))
 
 
 def blocks_in_step(pattern: NMPattern, lanes: int, window: int) -> int:

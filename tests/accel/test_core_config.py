@@ -97,13 +97,13 @@ def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, chang
         ),
         (
             {"slice_bytes": 1, "lanes": 1, "window": 2, "act_words": 64},
-            "slice_bytes = 1 is too narrow with asymmetric = true: scale and zero point of a tile, a byte each, "
-            "are written together. Raise slice_bytes to 2, 4 or 8.",
+            "slice_bytes = 1 is too narrow with asymmetric = true: scale and zero point of a tile, a byte "
+            "each, are written together. Raise slice_bytes to 2, 4 or 8.",
         ),
         (
             {"lanes": 5},
-            "slice_bytes = 2 gives a column 16 bits per weight word, but a step of 5 lanes reads up to 20 bits "
-            "of values and 15 bits of block codes. Raise slice_bytes or lower lanes.",
+            "slice_bytes = 2 gives a column 16 bits per weight word, but a step of 5 lanes reads up to 20 "
+            "bits of values and 15 bits of block codes. Raise slice_bytes or lower lanes.",
         ),
     ],
 )
