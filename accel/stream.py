@@ -28,8 +28,8 @@ from dataclasses import dataclass
 import numpy as np
 from quant import NMPattern, NMWeight
 
-from accel.codes import bits_per_block, code_bits, decode_blocks, encode_blocks
-from accel.config import ConfigError, CoreConfig
+from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_blocks
+from accel.config import RANK_M_MAX, SLICE_BYTES, ConfigError, CoreConfig
 from accel.schedule import nonzeros
 
 MAGIC = b"NMSW"
@@ -48,7 +48,13 @@ class StreamError(ValueError):
 
 @dataclass(frozen=True)
 class StreamLayout:
-    """Geometry of a packed stream; everything that the size of its sections depends on."""
+    """Geometry of a packed stream; everything that the size of its sections depends on.
+
+    Raises
+    ------
+    ValueError
+        When no weight matrix has this geometry.
+    """
 
     #: Pattern n:m, and the block code that writes it.
     pattern: NMPattern
@@ -67,6 +73,28 @@ class StreamLayout:
     #: Columns of the core and bytes of each in a weight word.
     columns: int
     slice_bytes: int
+
+    def __post_init__(self) -> None:
+        if self.out_features < 1 or self.in_features < 1:
+            raise ValueError(
+                f"A weight matrix has at least one row and column, but {self.out_features} output features and "
+                f"{self.in_features} input features were given."
+            )
+        if self.columns < 1 or self.slice_bytes not in SLICE_BYTES:
+            raise ValueError(
+                f"A weight word has at least one column and slices of {', '.join(map(str, SLICE_BYTES))} bytes, but "
+                f"{self.columns} columns and slices of {self.slice_bytes} bytes were given."
+            )
+        if self.code not in codes_for(self.pattern, CODES, RANK_M_MAX):
+            raise ValueError(f"Block code {self.code} does not write pattern {self.pattern}.")
+        self.pattern.check_group_size(self.group_size)
+        nonzeros(self.pattern, self.group)  # refuses a tile of no whole blocks
+        if self.groups != -(-self.in_features // self.group):
+            raise ValueError(
+                f"{self.groups} tiles of {self.group} weights do not make up {self.in_features} input features."
+            )
+        if 0 < self.group_size < self.in_features and self.group_size % self.group:
+            raise ValueError(f"Tiles of {self.group} weights do not cut groups of {self.group_size} evenly.")
 
     @property
     def k_padded(self) -> int:
@@ -263,15 +291,19 @@ class PackedStream:
             pattern = NMPattern(n, m)
             layout = StreamLayout(pattern, _CODE_NAMES[code], bool(flags), out_features, in_features, group, groups,
                                   group_size, columns, slice_bytes)  # fmt: skip
-            consistent = layout.payload_bytes == size and groups == -(-in_features // group)
-        except (KeyError, ValueError, ZeroDivisionError) as error:
-            raise StreamError(f"The stream's header describes no possible weights: {error}.") from error
-        if not consistent:
+        except KeyError:
+            raise StreamError(f"The stream's header names block code {code}, which does not exist.") from None
+        except ValueError as error:
+            raise StreamError(f"The stream's header describes no possible weights: {error}") from error
+        if layout.payload_bytes != size:
             raise StreamError(
                 f"The stream's header contradicts itself: its geometry takes {layout.payload_bytes} payload bytes, "
                 f"but it promises {size}."
             )
-        return cls(layout, payload)
+        stream = cls(layout, payload)
+        if stream.to_bytes()[:HEADER_BYTES] != data[:HEADER_BYTES]:
+            raise StreamError("The stream's header sets flags or reserved bytes that this version does not know.")
+        return stream
 
     def require_core(self, config: CoreConfig) -> None:
         """Raise ConfigError unless ``config`` can execute this stream as it is."""
@@ -295,6 +327,8 @@ class PackedStream:
                 f"The stream has tiles of {layout.group} weights along K, but this core takes {expected.group} for "
                 f"group size {layout.group_size}; pack the weights for this core."
             )
+        scale = tile_columns(self)[..., 0].view(np.int8)
+        _require_scales(config, int(scale.min()), int(scale.max()))
 
 
 def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> PackedStream:
@@ -317,12 +351,7 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
     layout = layout_for(
         config, weight.pattern, out_features, in_features, weight.group_size, asymmetric=not symmetric, code=code
     )
-    low, high = config.scale_range
-    if weight.group_scale.size and (weight.group_scale.min() < low or weight.group_scale.max() > high):
-        raise ConfigError(
-            f"Group scales run from {weight.group_scale.min()} to {weight.group_scale.max()}, but this core's "
-            f"{config.scale_bits}-bit scales hold {low} to {high}."
-        )
+    _require_scales(config, int(weight.group_scale.min()), int(weight.group_scale.max()))
     n, m = weight.pattern.n, weight.pattern.m
     blocks = layout.k_padded // m
     rows = layout.out_tiles * layout.columns
@@ -350,10 +379,10 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
         mask = np.zeros((stop - start, blocks * m), bool)
         values[:real, :in_features] = weight.values[start : start + real].view(np.uint8) & 15
         mask[:real, :in_features] = weight.mask[start : start + real]
-        mask = mask.reshape(-1, blocks, m)
+        by_block = mask.reshape(-1, blocks, m)
         # Kept positions first, both parts ascending: the first n are the slots, filled up where fewer are kept.
-        slots = np.sort(np.argsort(~mask, axis=-1, kind="stable")[:, :, :n], axis=-1)
-        kept = np.take_along_axis(mask, slots, axis=-1)
+        slots = np.sort(np.argsort(~by_block, axis=-1, kind="stable")[:, :, :n], axis=-1)
+        kept = np.take_along_axis(by_block, slots, axis=-1)
         nibbles = np.take_along_axis(values.reshape(-1, blocks, m), slots, axis=-1)
         filler = np.repeat(zero[start:stop], layout.group // m, axis=1)[:, :, None]
         nibbles = np.where(kept, nibbles, filler).reshape(stop - start, layout.groups, layout.slots)
@@ -371,6 +400,15 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
     padded[:, : streams.shape[1]] = streams
     words = padded.reshape(layout.columns, layout.words, layout.slice_bytes).transpose(1, 0, 2)
     return PackedStream(layout, words.tobytes())
+
+
+def _require_scales(config: CoreConfig, smallest: int, largest: int) -> None:
+    low, high = config.scale_range
+    if smallest < low or largest > high:
+        raise ConfigError(
+            f"Group scales run from {smallest} to {largest}, but this core's {config.scale_bits}-bit scales hold "
+            f"{low} to {high}."
+        )
 
 
 @dataclass(frozen=True)
@@ -401,13 +439,15 @@ def take_apart(columns: np.ndarray, layout: StreamLayout) -> TileArrays:
     Raises
     ------
     ValueError
-        When a block code is no code word.
+        When a block code is no code word, or a zero point is beyond 15.
     """
     data = columns.reshape(-1, layout.groups, layout.tile_bytes)
     begin = layout.header_bytes
     end = begin + layout.code_bytes
     scale = data[:, :, 0].view(np.int8)
     zero = data[:, :, 1] if layout.asymmetric else np.zeros_like(data[:, :, 0])
+    if (zero > 15).any():
+        raise ValueError(f"A tile's zero point is {zero.max()}, beyond 15: the stream is damaged.")
     nibble = _unpack_fields(data[:, :, end:], 4, layout.slots).astype(np.uint8)
     n, m = layout.pattern.n, layout.pattern.m
     blocks = layout.group // m
