@@ -13,7 +13,31 @@ from typing import Annotated
 
 import typer
 
-from flows.terminal import EXIT_DEFECT, Command, JsonFlag, Report, examples, progress
+from flows.core_choice import ConfigOption, PresetOption, choose_core
+from flows.terminal import (
+    EXIT_DEFECT,
+    EXIT_MISMATCH,
+    EXIT_OK,
+    Command,
+    JsonFlag,
+    Report,
+    examples,
+    progress,
+)
+
+# The same option in several commands.
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|DIR",
+        help="llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds a Hugging Face "
+        "config.json.",
+    ),
+]
+GroupOption = Annotated[
+    int, typer.Option(metavar="G", help="Weights that share a scale: a multiple of m, or -1 for a whole row.")
+]
+AsymmetricFlag = Annotated[bool, typer.Option("--asymmetric", help="Weights with a zero point per group.")]
 
 app = typer.Typer(
     name="nimble",
@@ -55,14 +79,7 @@ def _options_of_nimble(
     ),
 )
 def trace(
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|DIR",
-            help="llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds "
-            "a Hugging Face config.json.",
-        ),
-    ],
+    model: ModelOption,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write the trace to this JSON file."),
@@ -74,40 +91,298 @@ def trace(
 
     transformers builds the model without weights, so no checkpoint is needed.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     from flows.trace import save_trace, trace_model
+    from flows.views import trace_view
 
     with progress(f"Tracing {model}"):
         traced = trace_model(model, tokens)
     if output is not None:
         save_trace(traced, output)
-
-    macs = traced.macs_per_token
-    table = Table(
-        # Text, not str: a directory's name may look like markup.
-        title=Text(
-            f"{traced.model}: {len(traced.layers)} linear layers, {traced.facts.num_hidden_layers} blocks"
-        ),
-        caption=f"MAC per token: {macs.blocks:,} in the blocks, {macs.lm_head:,} in the head",
-    )
-    table.add_column("layer")
-    for heading in ("K (in)", "O (out)", "bias", "count", "tokens", "MAC"):
-        table.add_column(heading, justify="right")
-    for shape in traced.distinct():
-        table.add_row(
-            ", ".join(shape.kinds),
-            f"{shape.in_features:,}",
-            f"{shape.out_features:,}",
-            "yes" if shape.bias else "no",
-            str(shape.count),
-            f"{shape.tokens:,}",
-            f"{shape.macs:,}",
-        )
-    notes = [f"Not included: {exclusion}" for exclusion in traced.excludes]
     written = [] if output is None else [f"Wrote {output}."]
-    return Report(document=traced.to_document(), view=[table, *notes, *written])
+    return Report(document=traced.to_document(), view=[*trace_view(traced), *written])
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "nimble info --preset edge",
+        "nimble info --preset wide --all",
+        "nimble info --config my-core.toml --json",
+    ),
+)
+def info(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Every pattern n:m with m up to 8.")] = False,
+    group: Annotated[int, typer.Option(metavar="G", help="Weights that share a scale.")] = 128,
+    json_output: JsonFlag = False,
+) -> Report:
+    """Show a core's parameters, what follows from them, and what each pattern costs on it.
+
+    Without --preset and --config it is the edge core.
+    """
+    core = choose_core(preset, config)
+
+    from flows.info import core_document, pattern_facts, patterns_to_show
+    from flows.views import info_view
+
+    facts = [pattern_facts(core.config, pattern, group) for pattern in patterns_to_show(core.config, every)]
+    document = core_document(core.name, core.config, facts)
+    return Report(document, info_view(document, facts))
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "nimble verify --preset tiny --levels golden,fl,rtl,verilog --examples 200 --seed 1",
+        "nimble verify --random-configs --levels golden,fl,rtl --examples 50",
+        "nimble verify --replay nimble-case-0123456789ab.json --levels golden,fl,rtl",
+    ),
+)
+def verify(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    levels: Annotated[
+        str, typer.Option(metavar="LEVELS", help="Levels to compare; the first is the reference.")
+    ] = "golden,fl,rtl,verilog",
+    examples: Annotated[int, typer.Option(metavar="N", help="Random cases to run.")] = 200,
+    seed: Annotated[int, typer.Option(metavar="S", help="The same seed gives the same cases.")] = 1,
+    random_configs: Annotated[
+        bool, typer.Option("--random-configs", help="Draw a small core for each case, too.")
+    ] = False,
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run the one case that a failing verify has stored.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where a failing case is stored.")
+    ] = Path(),
+    json_output: JsonFlag = False,
+) -> Report:
+    """Run random GEMMs at several levels, which must agree in every result and every cycle.
+
+    Without --preset and --config it is the tiny core. A case that fails is made as small as possible and
+    stored, and one command to run it again is printed. At level verilog, the first run on a core compiles it.
+    """
+    from flows.verify import check_core_source, read_levels, replay_case, verify_core
+    from flows.views import verify_view
+
+    chosen = read_levels(levels)
+    check_core_source(preset or config, random_configs, replay)
+    if replay is not None:
+        with progress(f"Replaying {replay}"):
+            verification = replay_case(replay, chosen)
+    else:
+        core = None if random_configs else choose_core(preset, config, default="tiny")
+        with progress("Comparing " + ", ".join(chosen), total=examples) as bar:
+            verification = verify_core(
+                "random" if core is None else core.name,
+                None if core is None else core.config,
+                chosen,
+                examples,
+                seed,
+                output,
+                progress=lambda cases: bar.advance(),
+            )
+    failed = verification.campaign.failure is not None
+    return Report(
+        verification.document(), verify_view(verification), exit_code=EXIT_MISMATCH if failed else EXIT_OK
+    )
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "nimble simulate --preset edge --model llama-7b --layer q_proj --tokens 16 --pattern 2:4 "
+        "--level verilog",
+        "nimble simulate --model llama-7b --layer down_proj --outputs 256 --pattern 3:4 --asymmetric --json",
+    ),
+)
+def simulate(
+    model: ModelOption,
+    layer: Annotated[
+        str, typer.Option(metavar="NAME", help="A kind of layer such as q_proj, or a layer's full name.")
+    ],
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    tokens: Annotated[int, typer.Option(metavar="T", help="Rows of the activations.")] = 16,
+    pattern: Annotated[str, typer.Option(metavar="N:M", help="Kept weights n of every m, or dense.")] = "2:4",
+    level: Annotated[str, typer.Option(metavar="LEVEL", help="fl, rtl or verilog.")] = "verilog",
+    group: GroupOption = 128,
+    asymmetric: AsymmetricFlag = False,
+    code: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Block code (rank, index, bitmask); by default the shortest."),
+    ] = None,
+    outputs: Annotated[
+        int | None, typer.Option(metavar="O", help="Take only the layer's first O output features.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of weights and activations.")] = 0,
+    json_output: JsonFlag = False,
+) -> Report:
+    """Run one layer of a model on the core and compare every result with PyTorch's.
+
+    Sizes are the layer's own. Weights and activations are random: cycles do not depend on their values.
+    """
+    from flows.simulate import check_compared_level, layer_gemm, simulate_layer
+    from flows.trace import trace_model
+    from flows.views import simulation_view
+    from quant import NMPattern
+
+    core = choose_core(preset, config)
+    check_compared_level(level)
+    with progress(f"Tracing {model}"):
+        traced = trace_model(model)
+    shape = traced.find(layer)
+    simulated = simulate_layer(
+        core.name,
+        traced.model,
+        shape,
+        layer_gemm(
+            core.config,
+            shape,
+            tokens=tokens,
+            outputs=outputs,
+            pattern=NMPattern.parse(pattern),
+            group_size=group,
+            symmetric=not asymmetric,
+            code=code,
+            seed=seed,
+        ),
+        level,
+    )
+    return Report(
+        simulated.document(),
+        simulation_view(simulated),
+        exit_code=EXIT_OK if simulated.simulation.match else EXIT_MISMATCH,
+    )
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "nimble verilog --preset edge -o build/edge",
+        "nimble verilog --config my-core.toml -o build/my-core --json",
+    ),
+)
+def verilog(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder that both files are written to.")
+    ],
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    json_output: JsonFlag = False,
+) -> Report:
+    """Write a core as one SystemVerilog file, with a manifest of its parameters.
+
+    Without --preset and --config it is the edge core.
+    """
+    core = choose_core(preset, config)
+
+    from flows.verilog import generate_verilog
+
+    with progress(f"Translating {core.name}"):
+        written = generate_verilog(core.config, output)
+    sentences = [
+        f"Wrote {written.verilog} ({written.lines:,} lines) and {written.manifest}.",
+        f"Top module: {written.top}",
+        f"SHA-256: {written.sha256}",
+    ]
+    return Report({"core": core.name, **written.document()}, sentences)
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "nimble estimate --model llama-7b --preset edge --pattern 2:4 --prefill 128 --decode 32",
+        "nimble estimate --model llama-7b --pattern dense,2:4,4:8,3:4,1:4",
+        "nimble estimate --model ./my-model --preset wide --clock 800 --bandwidth 51.2 --lm-head skip --json",
+    ),
+)
+def estimate(
+    model: ModelOption,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    pattern: Annotated[
+        str, typer.Option(metavar="N:M[,N:M...]", help="One pattern or several to compare, or dense.")
+    ] = "2:4",
+    prefill: Annotated[int, typer.Option(metavar="P", help="Tokens of the prompt, in one pass.")] = 128,
+    decode: Annotated[int, typer.Option(metavar="D", help="Tokens after it, one a pass.")] = 32,
+    clock: Annotated[float, typer.Option(metavar="MHZ", help="The core's clock; an assumption.")] = 500.0,
+    bandwidth: Annotated[
+        float, typer.Option(metavar="GB/S", help="Memory bandwidth, 1 GB = 10^9 bytes; an assumption.")
+    ] = 25.6,
+    group: GroupOption = 128,
+    asymmetric: AsymmetricFlag = False,
+    lm_head: Annotated[
+        str,
+        typer.Option(metavar="HOW", help="lm_head: int4 (dense INT4), pruned (like the blocks) or skip."),
+    ] = "int4",
+    json_output: JsonFlag = False,
+) -> Report:
+    """Estimate a model's tokens per second: exact core cycles, with an assumed clock and bandwidth.
+
+    The JSON object holds the first pattern in full and one summary for each pattern.
+    """
+    from flows.estimate import Workload, estimate_model, read_patterns
+    from flows.views import estimate_view
+
+    core = choose_core(preset, config)
+    patterns = read_patterns(pattern)
+    workload = Workload(
+        core.config,
+        model,
+        prefill=prefill,
+        decode=decode,
+        group_size=group,
+        asymmetric=asymmetric,
+        lm_head=lm_head,
+        clock_mhz=clock,
+        bandwidth_gb_s=bandwidth,
+    )
+    with progress(f"Estimating {model}"):
+        estimates = estimate_model(core.name, workload, patterns)
+    return Report(estimates.document(), estimate_view(estimates))
+
+
+@app.command(
+    cls=Command,
+    epilog=examples("nimble bench", "nimble bench --preset tiny --outputs 8 --json"),
+)
+def bench(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    inputs: Annotated[
+        int | None, typer.Option(metavar="K", help="Input features; by default 4096, or what the core takes.")
+    ] = None,
+    outputs: Annotated[int, typer.Option(metavar="O", help="Output features.")] = 1024,
+    tokens: Annotated[int, typer.Option(metavar="T", help="Rows of the activations.")] = 16,
+    json_output: JsonFlag = False,
+) -> Report:
+    """Time our verilated core beside PyMTL3's own Verilator import of it, in one process.
+
+    Without --preset and --config it is the edge core. Results are compared with PyTorch's; times depend
+    on the machine and its load.
+    """
+    core = choose_core(preset, config)
+
+    from flows.bench import benchmark
+    from flows.views import bench_view
+
+    timed = benchmark(core.name, core.config, inputs or min(4096, core.config.k_max), outputs, tokens)
+    return Report(timed.document(), bench_view(timed), exit_code=EXIT_OK if timed.match else EXIT_MISMATCH)
+
+
+@app.command(cls=Command, epilog=examples("nimble demo", "nimble demo --json"))
+def demo(json_output: JsonFlag = False) -> Report:
+    """Show the chain on LLaMA-7B: its layers, a full matrix on the verilated core, and tokens per second.
+
+    The first run compiles the edge core, which takes about a minute.
+    """
+    from flows.demo import demonstrate
+    from flows.views import demo_view
+
+    shown = demonstrate()
+    return Report(shown.document(), demo_view(shown), exit_code=EXIT_OK if shown.match else EXIT_MISMATCH)
 
 
 def main() -> None:

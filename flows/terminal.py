@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXIT_OK = 0
 #: The command ran to its end and found results that differ.
 EXIT_MISMATCH = 1
-#: The input was refused; a sentence on standard error says why.
+#: The input was refused, or a tool is missing; a sentence on standard error says why.
 EXIT_BAD_INPUT = 2
 #: A defect in Nimble itself (EX_SOFTWARE of sysexits.h); never 1, which means that results differ.
 EXIT_DEFECT = 70
@@ -95,6 +95,11 @@ class Command(typer.core.TyperCommand):
             if sentence is None:
                 raise
             _say(f"nimble {self.name}: {sentence}")
+            raise typer.Exit(EXIT_BAD_INPUT) from None
+        except RuntimeError as error:
+            if not _is_about_tools(error):
+                raise
+            _say(f"nimble {self.name}: {error}")
             raise typer.Exit(EXIT_BAD_INPUT) from None
         if report.exit_code != EXIT_OK:
             raise typer.Exit(report.exit_code)
@@ -207,6 +212,12 @@ def _plain(value: object) -> object:
 
 def _say(sentence: str) -> None:
     sys.stderr.write(sentence + "\n")
+
+
+def _is_about_tools(error: RuntimeError) -> bool:
+    """Return whether a tool is missing or unfit, which the user can mend."""
+    toolchain = sys.modules.get("verify.toolchain")  # no import: who has not imported it did not raise it
+    return toolchain is not None and isinstance(error, toolchain.ToolError)
 
 
 def _bad_input(error: ValueError | TypeError | OSError) -> str | None:

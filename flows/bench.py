@@ -1,0 +1,225 @@
+"""Speed of the simulations: our verilated core beside PyMTL3's own Verilator import of the same core.
+
+Timings belong to the machine and its load; results are held against PyTorch's all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from pymtl3 import DefaultPassGroup
+from pymtl3.passes.backends.verilog import (
+    VerilogTranslationImportPass,
+    VerilogTranslationPass,
+)
+
+from accel.config import CoreConfig
+from accel.core.CoreRTL import CoreRTL
+from accel.naming import module_name
+from accel.stream import pack
+from flows.info import pattern_name
+from flows.simulate import LayerGemm, build_model
+from flows.terminal import progress
+from quant import NMPattern
+from verify.gemm import GemmJob, execute
+from verify.rtl import LevelRun, drive
+from verify.toolchain import activated, find_verilator
+
+#: What the ratio of the two simulations shall be at least.
+TARGET_RATIO = 10
+
+#: Each part runs this often; the median counts.
+REPEATS = 3
+
+#: Output tiles of the run that the import takes part in, as it is slow.
+SHORT_TILES = 4
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class TimedPart:
+    """One part that was timed."""
+
+    part: str
+    in_features: int
+    out_features: int
+    #: Median wall time.
+    seconds: float
+    #: None for what has no cycles.
+    cycles: int | None = None
+    #: Whether all results are PyTorch's; None for what has no results, or is PyTorch.
+    match: bool | None = None
+
+    @property
+    def cycles_per_second(self) -> float | None:
+        """Simulated cycles per second of wall time."""
+        return None if self.cycles is None else self.cycles / self.seconds
+
+    def document(self) -> dict[str, Any]:
+        """Return one entry of ``runs``."""
+        return {
+            "part": self.part,
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "cycles": self.cycles,
+            "seconds": self.seconds,
+            "cycles_per_second": self.cycles_per_second,
+            "match": self.match,
+        }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All parts, timed in one process."""
+
+    core: str
+    gemm: LayerGemm
+    verilated: TimedPart
+    imported: TimedPart
+    others: tuple[TimedPart, ...]
+    #: Wall time of building PyMTL3's import.
+    import_build_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster our verilated core is than PyMTL3's import, in cycles per second."""
+        return self.speed(self.verilated) / self.speed(self.imported)
+
+    @property
+    def match(self) -> bool:
+        """Whether every result of every part is PyTorch's."""
+        return all(part.match is not False for part in (self.verilated, self.imported, *self.others))
+
+    @staticmethod
+    def speed(part: TimedPart) -> float:
+        """Cycles per second of a part that has cycles."""
+        assert part.cycles_per_second is not None
+        return part.cycles_per_second
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of ``nimble bench``."""
+        return {
+            "core": self.core,
+            "pattern": pattern_name(self.gemm.pattern),
+            "tokens": self.gemm.tokens,
+            "group_size": self.gemm.group_size,
+            "match": self.match,
+            "cycles_per_second": self.speed(self.verilated),
+            "import_cycles_per_second": self.speed(self.imported),
+            "ratio": self.ratio,
+            "target_ratio": TARGET_RATIO,
+            "import_build_seconds": self.import_build_seconds,
+            "repeats": REPEATS,
+            "runs": [part.document() for part in (self.verilated, self.imported, *self.others)],
+        }
+
+
+def benchmark(core: str, config: CoreConfig, in_features: int, out_features: int, tokens: int) -> Benchmark:
+    """Time a 2:4 GEMM on our verilated core, its first output tiles on PyMTL3's import, and the Python parts.
+
+    Parameters
+    ----------
+    in_features, out_features, tokens
+        Sizes of the GEMM.
+
+    Raises
+    ------
+    ValueError
+        The GEMM does not fit the core.
+    ToolError
+        A tool that Verilator needs is missing.
+    """
+    gemm = LayerGemm(config, tokens, in_features, out_features, NMPattern(2, 4))
+    short = replace(gemm, out_features=min(out_features, SHORT_TILES * config.columns))
+    for sizes in (gemm, short):
+        sizes.check()
+    with progress("Building our verilated core (the first time takes about a minute)"):
+        build_model(config, ["verilog"])
+    start = time.perf_counter()
+    with progress("Building PyMTL3's Verilator import"):
+        imported_core = import_core(config)
+    build_seconds = time.perf_counter() - start
+    with progress("Timing"):
+        job, short_job = gemm.prepare(), short.prepare()
+        pack_seconds, _ = _median_of(lambda: pack(job.weight, config))
+        golden_seconds, golden = _median_of(lambda: execute(job, "golden"))
+        fl_seconds, fl = _median_of(lambda: execute(job, "fl"))
+        verilated_seconds, verilated = _median_of(lambda: execute(job, "verilog"))
+        imported_seconds, imported = _median_of(lambda: _run_import(imported_core, short_job))
+        short_golden = execute(short_job, "golden")
+
+    def part(name: str, sizes: LayerGemm, seconds: float, **facts: Any) -> TimedPart:
+        return TimedPart(name, sizes.in_features, sizes.out_features, seconds, **facts)
+
+    return Benchmark(
+        core,
+        gemm,
+        part(
+            "our verilated core",
+            gemm,
+            verilated_seconds,
+            cycles=verilated.cycles,
+            match=bool(np.array_equal(verilated.y, golden.y)),
+        ),
+        part(
+            "PyMTL3's import",
+            short,
+            imported_seconds,
+            cycles=imported.cycles,
+            match=bool(np.array_equal(short_job.results(imported.image), short_golden.y)),
+        ),
+        (
+            part("functional level", gemm, fl_seconds, match=bool(np.array_equal(fl.y, golden.y))),
+            part("golden (PyTorch)", gemm, golden_seconds),
+            part("pack", gemm, pack_seconds),
+        ),
+        build_seconds,
+    )
+
+
+def import_core(config: CoreConfig) -> Any:
+    """Build the core with PyMTL3's own Verilator import; a component that simulates."""
+    core = CoreRTL(config)
+    core.elaborate()
+    core.set_metadata(VerilogTranslationImportPass.enable, True)
+    core.set_metadata(VerilogTranslationPass.explicit_module_name, f"Import_{module_name('CoreRTL', config)}")
+    with activated(find_verilator()), _scratch_folder():
+        core = VerilogTranslationImportPass()(core)
+        core.apply(DefaultPassGroup())
+    return core
+
+
+def _run_import(core: Any, job: GemmJob) -> LevelRun:
+    core.sim_reset()
+    return drive(core, job.config, job.commands, job.stream.payload, job.acts, job.result_words)
+
+
+def _median_of(run: Callable[[], Result]) -> tuple[float, Result]:
+    """Return the median wall time of `REPEATS` runs, and the last result."""
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        result = run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[None]:
+    """Work in a folder of its own: PyMTL3's passes write into the current one."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="nimble-import-") as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)

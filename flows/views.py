@@ -1,0 +1,334 @@
+"""What commands print for people: tables and sentences made from a flow's results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from flows.info import FP16_BITS, pattern_name
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from flows.bench import Benchmark
+    from flows.demo import Demonstration, MatrixRun
+    from flows.estimate import Estimate, Estimates, Total
+    from flows.info import PatternFacts
+    from flows.simulate import LayerSimulation, Simulation
+    from flows.trace import ModelTrace
+    from flows.verify import Verification
+
+
+def table_of(title: str, left: Sequence[str], right: Sequence[str], **options: Any) -> Table:
+    """Return an empty table whose first columns are text and whose other ones are numbers."""
+    # Text, not str: a directory's name may look like markup.
+    table = Table(title=Text(title), **options)
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def facts_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Return a table of names and what they stand for."""
+    table = table_of(title, ["", ""], [], show_header=False)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def trace_view(traced: ModelTrace) -> list[RenderableType]:
+    """The distinct linear layers of a model, and what its trace leaves out."""
+    macs = traced.macs_per_token
+    table = table_of(
+        f"{traced.model}: {len(traced.layers)} linear layers, {traced.facts.num_hidden_layers} blocks",
+        ["layer"],
+        ["K (in)", "O (out)", "bias", "count", "tokens", "MAC"],
+        caption=f"MAC per token: {macs.blocks:,} in the blocks, {macs.lm_head:,} in the head",
+    )
+    for shape in traced.distinct():
+        table.add_row(
+            ", ".join(shape.kinds),
+            f"{shape.in_features:,}",
+            f"{shape.out_features:,}",
+            "yes" if shape.bias else "no",
+            str(shape.count),
+            f"{shape.tokens:,}",
+            f"{shape.macs:,}",
+        )
+    return [table, *(f"Not included: {exclusion}" for exclusion in traced.excludes)]
+
+
+def info_view(document: dict[str, Any], facts: Sequence[PatternFacts]) -> list[RenderableType]:
+    """A core's parameters and derived widths side by side, and its patterns."""
+    parameters = document["parameters"]
+    core = table_of(
+        f"{document['core']}: {parameters['rows']} × {parameters['columns']} PEs, "
+        f"{parameters['lanes']} lanes each, "
+        f"{document['macs_per_cycle']:,} MAC/cycle",
+        ["parameter", "value", "derived", "value"],
+        [],
+    )
+    given = [(name, _plain(value)) for name, value in parameters.items()]
+    derived = [(name, _plain(value)) for name, value in document["derived"].items()]
+    for index in range(max(len(given), len(derived))):
+        core.add_row(
+            *(given[index : index + 1] or [("", "")])[0], *(derived[index : index + 1] or [("", "")])[0]
+        )
+    patterns = table_of(
+        "Patterns (INT4 weights, 8-bit scales, symmetric)",
+        ["pattern", "code"],
+        ["group", "steps/group", "lane use", "MAC/cycle as dense", "bits/weight", "less than FP16"],
+        caption="MAC/cycle as dense: what a dense core would have to do for the same product",
+    )
+    for fact in facts:
+        patterns.add_row(
+            fact.pattern,
+            fact.code,
+            str(fact.group),
+            str(fact.steps),
+            f"{fact.lane_use:.1%}",
+            f"{fact.dense_macs_per_cycle:,.{0 if fact.dense_macs_per_cycle >= 100 else 1}f}",
+            f"{fact.bits_per_weight:.3f}",
+            f"{fact.ratio_to_fp16:.2f}×",
+        )
+    return [core, patterns]
+
+
+def verify_view(verification: Verification) -> list[RenderableType]:
+    """Whether the levels agreed, and on what; or what failed and how to see it again."""
+    campaign = verification.campaign
+    levels = ", ".join(campaign.levels)
+    if campaign.failure is not None:
+        return [
+            f"FAILED at levels {levels}: {campaign.complaint}",
+            f"The smallest failing case: {verification.case_file}. Run it again with",
+            # On a line of its own, never folded: it is there to be copied.
+            Text(verification.replay_command or "", no_wrap=True, overflow="ignore"),
+        ]
+    if verification.seed is None:
+        return [f"The case agrees at levels {levels} ({verification.seconds:.1f} s)."]
+    patterns = verification.document()["patterns"]
+    reached = sum(1 for count in campaign.reached.values() if count)
+    view: list[RenderableType] = [
+        f"{campaign.cases} random cases on {verification.core} cores agree at levels {levels}: "
+        f"{verification.seconds:.1f} s, seed {verification.seed}."
+        if verification.core == "random"
+        else f"{campaign.cases} random cases on the {verification.core} core agree at levels {levels}: "
+        f"{verification.seconds:.1f} s, seed {verification.seed}.",
+        "Patterns (cases): " + ", ".join(f"{pattern} ({count})" for pattern, count in patterns.items()),
+        f"Extremes reached: {reached} of {reached + len(campaign.missed)}",
+    ]
+    if campaign.missed:
+        view.append("Not reached: " + ", ".join(campaign.missed))
+    return view
+
+
+def simulation_rows(simulation: Simulation) -> list[tuple[str, str]]:
+    """One run, fact by fact."""
+    document = simulation.document()
+    verdict = (
+        f"all {document['results']:,} equal PyTorch's"
+        if simulation.match
+        else f"DIFFER: {simulation.complaint}"
+    )
+    rows = [
+        ("results", verdict),
+        (
+            "weight stream",
+            f"{document['stream_bytes']:,} bytes, {document['bits_per_weight']:.3f} bits/weight, "
+            f"{document['ratio_to_fp16']:.2f}× less than FP16 (code: {document['code']})",
+        ),
+    ]
+    if simulation.run.cycles is None:
+        return [*rows, ("cycles", f"level {simulation.run.level} has no time")]
+    lost = [f"{cause} {count:,}" for cause, count in simulation.run.counters.items() if count]
+    return [
+        *rows,
+        ("cycles", f"{simulation.run.cycles:,} (ideal {document['ideal_cycles']:,})"),
+        ("lanes at work", f"{document['utilisation']:.2%} of all lane cycles"),
+        ("cycles by cause", ", ".join(lost)),
+        ("simulated", f"in {simulation.seconds:.2f} s, {document['cycles_per_second']:,.0f} cycles/s"),
+    ]
+
+
+def simulation_view(simulated: LayerSimulation) -> list[RenderableType]:
+    """A layer's run, and that its numbers are random."""
+    gemm = simulated.gemm
+    kind = "symmetric" if gemm.symmetric else "asymmetric"
+    whole = (
+        "" if gemm.out_features == simulated.layer.out_features else f" of {simulated.layer.out_features:,}"
+    )
+    rows = [
+        ("layer", f"{simulated.layer.name} of {simulated.model}"),
+        ("shape", f"T = {gemm.tokens:,}, K = {gemm.in_features:,}, O = {gemm.out_features:,}{whole}"),
+        (
+            "weights",
+            f"random (seed {gemm.seed}), {pattern_name(gemm.pattern)}, INT4 {kind}, group {gemm.group_size}",
+        ),
+        *simulation_rows(simulated.simulation),
+    ]
+    return [
+        facts_table(f"{simulated.core} at level {simulated.simulation.run.level}", rows),
+        "The sizes are the layer's own. Weights and activations are random numbers: cycles do not depend on "
+        "their values.",
+    ]
+
+
+def estimate_view(estimates: Estimates) -> list[RenderableType]:
+    """The layers of the first pattern, a line for each pattern, and what both rest on."""
+    first = estimates.estimates[0]
+    assumptions = [f"- {sentence}" for sentence in estimates.assumptions]
+    tables: list[RenderableType] = (
+        [*_layers_tables(estimates, first)] if len(estimates.estimates) == 1 else []
+    )
+    return [*tables, comparison_table(estimates), "Assumptions", *(Text(line) for line in assumptions)]
+
+
+def comparison_table(estimates: Estimates) -> Table:
+    """One line for each pattern."""
+    work = estimates.workload
+    table = table_of(
+        f"{estimates.trace.model} on {estimates.core}: prefill {work.prefill}, decode {work.decode} tokens, "
+        f"{work.clock_mhz:g} MHz, {work.bandwidth_gb_s:g} GB/s",
+        ["pattern"],
+        [
+            "prefill\nMcycles",
+            "\ntokens/s",
+            "\nbound",
+            "decode\nMcycles",
+            "\ntokens/s",
+            "\nbound",
+            "lane\nuse",
+        ],
+        caption="Mcycles and lane use: exact model. tokens/s, bound and seconds: estimated.",
+    )
+    table.add_column("total\nseconds", justify="right")
+    table.add_column("vs\nfirst", justify="right")
+    reference = estimates.estimates[0].totals["total"].seconds
+    for estimate in estimates.estimates:
+        totals = estimate.totals
+        table.add_row(
+            pattern_name(estimate.pattern),
+            *_phase_cells(totals.get("prefill")),
+            *_phase_cells(totals.get("decode")),
+            f"{totals['total'].utilisation:.1%}",
+            f"{totals['total'].seconds:.3f}",
+            f"{reference / totals['total'].seconds:.2f}×",
+        )
+    return table
+
+
+def _phase_cells(total: Total | None) -> list[str]:
+    if total is None:
+        return ["–"] * 3
+    return [f"{total.cycles / 1e6:,.1f}", f"{total.tokens_per_second:,.2f}", total.bound]
+
+
+def _layers_tables(estimates: Estimates, estimate: Estimate) -> list[Table]:
+    tables = []
+    for phase, total in estimate.totals.items():
+        layers = [layer for layer in estimate.layers if layer.phase == phase]
+        if not layers:
+            continue
+        table = table_of(
+            f"{phase}: {estimates.trace.model}, {total.tokens} tokens, {pattern_name(estimate.pattern)} "
+            f"on {estimates.core}",
+            ["layer"],
+            ["T", "K", "O", "calls", "cycles\n/call", "lane\nuse", "MB\n/call", "ms\n/call", "bound"],
+            caption="cycles, lane use and MB: exact model. ms and bound: estimated.",
+        )
+        for layer in layers:
+            other = "" if layer.pattern == estimate.pattern else f" ({pattern_name(layer.pattern)})"
+            table.add_row(
+                ", ".join(layer.kinds) + other,
+                str(layer.tokens),
+                f"{layer.in_features:,}",
+                f"{layer.out_features:,}",
+                f"{layer.calls:,}",
+                f"{layer.timing.cycles:,}",
+                f"{layer.timing.utilisation:.1%}",
+                f"{layer.bytes / 1e6:.2f}",
+                f"{1e3 * layer.seconds / layer.calls:.3f}",
+                layer.bound,
+            )
+        tables.append(table)
+    return tables
+
+
+def bench_view(benchmark: Benchmark) -> list[RenderableType]:
+    """Speeds side by side and their ratio."""
+    document = benchmark.document()
+    table = table_of(
+        f"{document['core']}, {document['pattern']}, {document['tokens']} tokens",
+        ["part"],
+        ["K", "O", "cycles", "seconds", "cycles/s", "equal to PyTorch"],
+    )
+    for row in document["runs"]:
+        table.add_row(
+            row["part"],
+            f"{row['in_features']:,}",
+            f"{row['out_features']:,}",
+            "–" if row["cycles"] is None else f"{row['cycles']:,}",
+            f"{row['seconds']:.3f}",
+            "–" if row["cycles_per_second"] is None else f"{row['cycles_per_second']:,.0f}",
+            "–" if row["match"] is None else ("yes" if row["match"] else "NO"),
+        )
+    return [
+        table,
+        f"Our verilated core simulates {document['ratio']:.1f}× as many cycles per second as PyMTL3's "
+        f"Verilator import of the same core, in the same process; that import took "
+        f"{document['import_build_seconds']:.0f} s to build.",
+    ]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def demo_view(demonstration: Demonstration) -> list[RenderableType]:
+    """Numbered steps, from the model's layers to its tokens per second."""
+    sparse, dense = demonstration.runs
+    layer, gemm = demonstration.layer, sparse.gemm
+    name = pattern_name(gemm.pattern)
+    weights = layer.in_features * layer.out_features
+    trace, *_ = trace_view(demonstration.trace)
+    verdict = "" if demonstration.match else "\nMISMATCH: the parts of the chain do not agree; see above."
+    return [
+        f"1. What {demonstration.trace.model} computes. transformers built the model from its configuration "
+        "alone, and every linear layer that ran was recorded:",
+        trace,
+        f"\n2. One whole matrix through the chain. A matrix of {layer.kind}'s size ({layer.out_features:,} × "
+        f"{layer.in_features:,}, random weights) was pruned to {name}, quantised to INT4, packed "
+        f"({FP16_BITS // 8 * weights:,} bytes in FP16), and run for {gemm.tokens} tokens on the core's own "
+        "Verilog, compiled by Verilator:",
+        facts_table(f"{name}, group {gemm.group_size}, on {demonstration.core}", _matrix_rows(sparse)),
+        "\n3. The same matrix unpruned, on the same core:",
+        facts_table(f"dense, group {gemm.group_size}, on {demonstration.core}", _matrix_rows(dense)),
+        f"{name} takes {demonstration.cycle_ratio:.3f}× fewer cycles than dense.",
+        f"\n4. What that gives for the whole of {demonstration.trace.model}: every layer's cycles, from the "
+        "cycle model that steps 2 and 3 were held against, with an assumed clock and memory:",
+        comparison_table(demonstration.estimates),
+        "What these numbers assume: nimble estimate --model "
+        f"{demonstration.trace.model} --preset {demonstration.core}",
+        f"{verdict}\nTook {demonstration.seconds:.0f} s.",
+    ]
+
+
+def _matrix_rows(run: MatrixRun) -> list[tuple[str, str]]:
+    total = f"{run.functional.run.y.size:,}"
+    functional = (
+        f"all {total} equal PyTorch's" if run.functional.match else f"DIFFER: {run.functional.complaint}"
+    )
+    timing = f"{run.timing.cycles:,} cycles" + (", the same" if run.timing_matches else ": DIFFERENT")
+    return [
+        *simulation_rows(run.verilated),
+        ("functional model", functional),
+        ("cycle model", timing),
+    ]
