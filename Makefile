@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-from-pyproject
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test clean
+.PHONY: help install demo test clean FORCE
 
 help:
 	@echo 'make demo     install into $(VENV) on the first call, then run `nimble demo`'
@@ -21,13 +21,24 @@ help:
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON)  PYTEST_ARGS="$(PYTEST_ARGS)"  PIP_ARGS="$(PIP_ARGS)"'
 
+# Another PYTHON than the installed one, asked for by name, means a new environment.
+INSTALLED_WITH := $(shell cat $(STAMP) 2>/dev/null)
+ifneq ($(origin PYTHON),file)
+ifneq ($(INSTALLED_WITH),)
+ifneq ($(INSTALLED_WITH),$(PYTHON))
+VENV_ARGS := --clear
+$(STAMP): FORCE
+endif
+endif
+endif
+
 # The check comes first, so that a missing tool is named before anything is downloaded. The stamp is
 # written last, so that an interrupted installation is done again.
 $(STAMP): pyproject.toml
 	@sh .ci/prerequisites '$(PYTHON)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
-	@touch $@
+	@echo '$(PYTHON)' > $@
 
 install: $(STAMP)
 

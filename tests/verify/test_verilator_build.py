@@ -124,6 +124,15 @@ def test_the_runtime_library_is_compiled_once(tmp_path: Path, monkeypatch: pytes
     assert len(os.listdir(tmp_path / "cache" / "runtime")) == 2
 
 
+def test_a_design_in_many_files_is_compiled(empty_cache: Path) -> None:
+    """Large designs are compiled file by file with a precompiled header, small ones are not."""
+    library = build_library(
+        COUNTER, "counter", TESTBENCH, cxxflags=("-O0",), verilator_flags=("--output-split", "1")
+    )
+    assert ctypes.CDLL(str(library)).run(7) == 12
+    assert "pch.h.fast" in (library.parent / "build.log").read_text()
+
+
 def test_compiler_flags_in_the_environment_change_nothing(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,9 +291,12 @@ def test_an_interrupted_build_leaves_nothing_half_written(
     assert all(name.startswith(".") for name in drafts), "no entry under its final name"
     if kind == signal.SIGINT:
         assert drafts == []
+        compiler = Path(f"/proc/{started.read_text().strip()}/stat")
+        # A process that has ended stays as a zombie until the first process of the machine reaps it.
+        assert not compiler.exists() or compiler.read_text().rpartition(")")[2].split()[0] in "ZX"
     else:
-        # Nobody could tidy up after SIGKILL; its compiler is this test's to end.
-        os.kill(int(started.read_text()), signal.SIGKILL)
+        # Nobody could tidy up after SIGKILL; make and its compilers are this test's to end.
+        os.killpg(os.getpgid(int(started.read_text())), signal.SIGKILL)
     slow.write_text('#!/bin/sh\nexec g++ "$@"\n')
     monkeypatch.setenv("CXX", str(slow))
     assert ctypes.CDLL(str(build_library(COUNTER, "counter", TESTBENCH))).run(7) == 12
