@@ -1,0 +1,106 @@
+"""Commands: what one GEMM tells the core, derived anew from sizes."""
+
+from __future__ import annotations
+
+from math import ceil
+
+import pytest
+from hypothesis import given, reject
+from hypothesis import strategies as st
+
+from accel import ConfigError, CoreConfig, load_preset
+from accel.command import commands_for, result_bits
+from accel.core.CoreMsg import CODE_BITMASK, CODE_INDEX, CODE_NONE, CODE_RANK
+from accel.stream import CODE_IDS, layout_for
+from quant import NMPattern
+from verify.strategies import core_configs, patterns
+
+TINY = load_preset("tiny")
+
+
+def test_code_numbers_are_those_that_the_decoders_know() -> None:
+    assert {"none": CODE_NONE, "index": CODE_INDEX, "bitmask": CODE_BITMASK, "rank": CODE_RANK} == CODE_IDS
+
+
+@given(core_configs(), st.data())
+def test_commands_cover_all_tokens_and_say_the_sizes(config: CoreConfig, data: st.DataObject) -> None:
+    pattern = data.draw(patterns(config))
+    code = data.draw(st.sampled_from(config.codes_of(pattern)))
+    outputs, features = data.draw(st.integers(1, 9)), data.draw(st.integers(1, config.k_max))
+    tokens = data.draw(st.integers(1, 40))
+    try:
+        layout = layout_for(config, pattern, outputs, features, -1, code=code)
+    except ConfigError:  # K padded to whole tiles is beyond the core
+        reject()
+    commands = commands_for(config, layout, tokens)
+    assert sum((c.subtiles - 1) * config.rows + c.last_rows for c in commands) == tokens
+    row_words = ceil(layout.group * layout.groups / config.window)
+    for command in commands:
+        assert 1 <= command.last_rows <= config.rows
+        assert 1 <= command.subtiles <= config.subtiles
+        assert command.block_words <= config.act_words
+        assert command.fields() == {
+            "n": pattern.n,
+            "m": pattern.m,
+            "code": CODE_IDS[code],
+            "code_bits": command.code_bits,
+            "code_mask": 2**command.code_bits - 1,
+            "asymmetric": 0,
+            "slots": layout.group // pattern.m * pattern.n,
+            "code_bytes": layout.code_bytes,
+            "value_bytes": ceil(layout.group // pattern.m * pattern.n / 2),
+            "groups": ceil(features / layout.group),
+            "out_tiles": ceil(outputs / config.columns),
+            "subtiles": command.subtiles,
+            "last_rows": command.last_rows,
+            "row_words": row_words,
+            "block_words": command.subtiles * row_words,
+            "wide": command.wide,
+        }
+        per_block = {"index": pattern.n}.get(code, 1)
+        assert command.code_bytes == ceil(layout.group // pattern.m * per_block * command.code_bits / 8)
+    for command in commands[:-1]:
+        assert command.last_rows == config.rows
+        assert command.subtiles == commands[0].subtiles
+
+
+def test_only_asymmetric_weights_carry_zero_points() -> None:
+    layout = layout_for(TINY, NMPattern(2, 4), 2, 16, -1, asymmetric=True)
+    assert commands_for(TINY, layout, 1)[0].asymmetric == 1
+
+
+@pytest.mark.parametrize(
+    ("act_bits", "features", "bits"), [(8, 128, 26), (16, 128, 34), (16, 34, 32), (16, 35, 33)]
+)
+def test_results_are_wide_only_where_they_must_be(act_bits: int, features: int, bits: int) -> None:
+    # 15 · 2^(act_bits − 1) · 128 per kept weight, and one bit for the sign; counted by adding up.
+    config = TINY.replace(act_bits=act_bits)
+    layout = layout_for(config, NMPattern(1, 1), 2, features, 1)
+    worst = sum(15 * 2 ** (act_bits - 1) * 128 for _ in range(features))
+    assert bits == next(b for b in range(64) if worst < 2 ** (b - 1))
+    assert result_bits(config, layout) == bits
+    assert commands_for(config, layout, 1)[0].wide == (bits > 32)
+    assert commands_for(config, layout, 1, wide=True)[0].wide == 1
+    if bits <= 32:
+        assert commands_for(config, layout, 1, wide=False)[0].wide == 0
+        return
+    with pytest.raises(ConfigError) as error:
+        commands_for(config, layout, 1, wide=False)
+    assert str(error.value) == (
+        f"Results of {features} input features take up to {bits} bits, more than the 32 asked for; "
+        "ask for 64-bit results."
+    )
+
+
+def test_only_kept_weights_count_for_the_width() -> None:
+    config = TINY.replace(act_bits=16)
+    dense = layout_for(config, NMPattern(1, 1), 2, 64, -1)
+    sparse = layout_for(config, NMPattern(1, 2), 2, 64, -1)
+    assert commands_for(config, dense, 1)[0].wide == 1
+    assert commands_for(config, sparse, 1)[0].wide == 0
+
+
+def test_a_gemm_without_tokens_gives_no_command() -> None:
+    layout = layout_for(TINY, NMPattern(2, 4), 2, 16, -1)
+    with pytest.raises(ConfigError, match=r"^A GEMM needs at least one token, but 0 were given\.$"):
+        commands_for(TINY, layout, 0)
