@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
 
 from accel.command import token_blocks
 from accel.config import CoreConfig
@@ -141,7 +141,8 @@ def verify_core(
             f"takes about ten seconds; ask for at most {MOST_BUILDS} examples, or leave out level verilog."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    set_hypothesis_home_dir(cache_dir() / "hypothesis")  # else it leaves a folder in the current directory
+    # Else Hypothesis leaves a folder of its own in the current one.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache_dir() / "hypothesis"))
     if config is None:
         configs = core_configs()
     else:
