@@ -20,7 +20,7 @@ from verify.cases import Case
 from verify.gemm import check_level
 from verify.harness import Campaign, compare, run_campaign
 from verify.strategies import core_configs
-from verify.toolchain import ToolError, cache_dir
+from verify.toolchain import ToolError, cache_dir, compiler_version, find_verilator
 
 #: Cases on random cores that the Verilog level takes part in: each core has to be compiled first, which
 #: takes some ten seconds.
@@ -144,6 +144,10 @@ def verify_core(
     # Else Hypothesis leaves a folder of its own in the current one.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache_dir() / "hypothesis"))
     if config is None:
+        if "verilog" in levels:
+            # Else a missing tool would be taken for a failure of the first case.
+            find_verilator()
+            compiler_version()
         configs = core_configs()
     else:
         build_model(config, levels)

