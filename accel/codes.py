@@ -13,11 +13,12 @@ value is zero.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 from math import comb
 
 import numpy as np
+
 from quant import NMPattern
 
 CODES = ("rank", "index", "bitmask")
@@ -49,7 +50,7 @@ def codes_for(pattern: NMPattern, available: tuple[str, ...], rank_m_max: int) -
     return tuple(sorted(usable, key=lambda code: bits_per_block(code, pattern)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rank_table(pattern: NMPattern) -> np.ndarray:
     """Kept positions of every rank, int8 [C(m, n), n], in colexicographic order."""
     sets = sorted(combinations(range(pattern.m), pattern.n), key=lambda positions: positions[::-1])
@@ -75,9 +76,7 @@ def encode_blocks(positions: np.ndarray, code: str, pattern: NMPattern) -> np.nd
     if code == "bitmask":
         return (np.int64(1) << positions).sum(axis=-1, keepdims=True).astype(np.uint32)
     if code == "rank":
-        binomial = np.array(
-            [[comb(c, i + 1) for i in range(pattern.n)] for c in range(pattern.m)], dtype=np.int64
-        )
+        binomial = np.array([[comb(c, i + 1) for i in range(pattern.n)] for c in range(pattern.m)], dtype=np.int64)
         return binomial[positions, np.arange(pattern.n)].sum(axis=-1, keepdims=True).astype(np.uint32)
     raise ValueError(f"{code!r} is not a code that writes block positions.")
 

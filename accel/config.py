@@ -14,10 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quant import NMPattern
-
 from accel.codes import CODES, code_bits, codes_for
 from accel.schedule import blocks_in_step
+from quant import NMPattern
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -62,7 +62,8 @@ def check_activations(x: np.ndarray, in_features: int, act_bits: int) -> None:
     low, high = -(1 << (act_bits - 1)), (1 << (act_bits - 1)) - 1
     if x.min() < low or x.max() > high:
         raise ValueError(
-            f"Activations must lie in {low}..{high} for act_bits = {act_bits}, but they run from {x.min()} to {x.max()}."
+            f"Activations must lie in {low}..{high} for act_bits = {act_bits}, "
+            f"but they run from {x.min()} to {x.max()}."
         )
 
 
@@ -89,9 +90,7 @@ def result_words(config: CoreConfig, layout: StreamLayout, tokens: int) -> int:
     return tokens * layout.out_tiles * config.column_groups
 
 
-def unpack_results(
-    config: CoreConfig, layout: StreamLayout, tokens: int, image: bytes, *, wide: bool
-) -> np.ndarray:
+def unpack_results(config: CoreConfig, layout: StreamLayout, tokens: int, image: bytes, *, wide: bool) -> np.ndarray:
     """Results int64 [T, O] of a result image."""
     dtype = np.dtype("<i8") if wide else np.dtype("<i4")
     lanes = config.column_groups * config.result_lanes

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
+from functools import cache
 
 from accel.config import CoreConfig
 
 
-@lru_cache(maxsize=None)
+@cache
 def config_tag(config: CoreConfig) -> str:
     """Short tag that differs for any two configurations, free of double underscores (Verilator escapes those)."""
     text = json.dumps(config.as_dict(), sort_keys=True)

@@ -92,9 +92,7 @@ def blocks_in_step(pattern: NMPattern, lanes: int, window: int) -> int:
     """Most blocks that one step touches, over all positions in a block at which it may start."""
     _require_fit(pattern, window)
     blocks = window // pattern.m
-    return max(
-        (within + min(lanes, pattern.n * blocks - within) - 1) // pattern.n + 1 for within in range(pattern.n)
-    )
+    return max((within + min(lanes, pattern.n * blocks - within) - 1) // pattern.n + 1 for within in range(pattern.n))
 
 
 def _require_fit(pattern: NMPattern, window: int) -> None:

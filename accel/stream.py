@@ -26,11 +26,11 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from quant import NMPattern, NMWeight
 
 from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_blocks
 from accel.config import RANK_M_MAX, SLICE_BYTES, ConfigError, CoreConfig
 from accel.schedule import nonzeros
+from quant import NMPattern, NMWeight
 
 MAGIC = b"NMSW"
 VERSION = 1
@@ -204,8 +204,8 @@ def layout_for(
         )
     if layout.out_tiles > config.out_tiles_max:
         raise ConfigError(
-            f"The weights have {out_features} output features, but this core counts at most "
-            f"{config.out_tiles_max} output tiles of {config.columns}, which is {config.out_tiles_max * config.columns}."
+            f"The weights have {out_features} output features, but this core counts at most {config.out_tiles_max} "
+            f"output tiles of {config.columns}, which is {config.out_tiles_max * config.columns}."
         )
     return layout
 
@@ -349,7 +349,13 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
     symmetric = weight.zero_point is None
     out_features, in_features = weight.values.shape
     layout = layout_for(
-        config, weight.pattern, out_features, in_features, weight.group_size, asymmetric=not symmetric, code=code
+        config,
+        weight.pattern,
+        out_features,
+        in_features,
+        weight.group_size,
+        asymmetric=not symmetric,
+        code=code,
     )
     _require_scales(config, int(weight.group_scale.min()), int(weight.group_scale.max()))
     n, m = weight.pattern.n, weight.pattern.m

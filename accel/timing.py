@@ -182,7 +182,11 @@ class _Core:
         tile_ready = self.unpacked + 2
 
         now = self.next_step
-        for cause, ready in (("wait_acts", acts_ready), ("wait_weights", tile_ready), ("wait_write", half_ready)):
+        for cause, ready in (
+            ("wait_acts", acts_ready),
+            ("wait_weights", tile_ready),
+            ("wait_write", half_ready),
+        ):
             if ready > now:
                 self.counters[cause] += ready - now
                 now = ready

@@ -82,7 +82,7 @@ def write_verilog(config: CoreConfig, folder: Path) -> tuple[Path, Path]:
     name = module_name("CoreRTL", config)
     paths = folder / f"{name}.sv", folder / f"{name}.json"
     texts = core_verilog(config), json.dumps(manifest(config), indent=2) + "\n"
-    for path, text in zip(paths, texts):
+    for path, text in zip(paths, texts, strict=True):
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             partial.write_text(text, encoding="utf-8")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accel.config import CoreConfig, ConfigError
-from quant import NMPattern, NMWeight
 
-from verify.stimulus import Stalls
+from accel.config import ConfigError, CoreConfig
+from quant import NMPattern, NMWeight
+from verify.stimulus import NO_STALLS, Stalls
 
 SCHEMA = "nimble.case"
 VERSION = 1
@@ -47,7 +47,7 @@ class Case:
     act_overrides: tuple[tuple[int, int, int], ...] = ()
     #: Group scales (row, group, value), modulo the range of scale_bits.
     scale_overrides: tuple[tuple[int, int, int], ...] = ()
-    stalls: Stalls = Stalls()
+    stalls: Stalls = NO_STALLS
 
     def build(self) -> tuple[np.ndarray, NMWeight]:
         """Activations int64 [T, K] and weights of the case."""
@@ -135,7 +135,7 @@ class Case:
 
     def without_stalls(self) -> Case:
         """The same case with streams that never hold back."""
-        return replace(self, stalls=Stalls())
+        return replace(self, stalls=NO_STALLS)
 
 
 def _background(rng: np.random.Generator, kind: str, shape: tuple[int, int], low: int, high: int) -> np.ndarray:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
 from accel.command import Command, commands_for
 from accel.config import CoreConfig
 from accel.image import check_activations, pack_activations, result_words, unpack_results
 from accel.stream import PackedStream, pack
 from quant import NMWeight
-
 from verify.stimulus import NO_STALLS, Stalls
 
 LEVELS = ("golden", "fl", "rtl", "verilog")

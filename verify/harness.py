@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from accel.config import CoreConfig
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from accel.config import CoreConfig
 from verify.cases import Case
 from verify.gemm import TIMED_LEVELS, GemmJob, GemmRun, check_level, execute, prepare
 from verify.strategies import cases
@@ -58,10 +58,14 @@ def compare(case: Case, levels: Sequence[str]) -> tuple[GemmJob, dict[str, GemmR
 #: What a campaign of random cases must have met, as predicates of the case, its job and its runs.
 EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
     "weight −8 kept": lambda c, j, r: c.symmetric and bool((j.weight.values[j.weight.mask] == -8).any()),
-    "weight 15 with zero point 0": lambda c, j, r: j.weight.zero_point is not None
-    and bool((j.weight.values[j.weight.mask] == 15).any() and (j.weight.zero_point == 0).any()),
-    "weight 0 with zero point 15": lambda c, j, r: j.weight.zero_point is not None
-    and bool((j.weight.values[j.weight.mask] == 0).any() and (j.weight.zero_point == 15).any()),
+    "weight 15 with zero point 0": lambda c, j, r: (
+        j.weight.zero_point is not None
+        and bool((j.weight.values[j.weight.mask] == 15).any() and (j.weight.zero_point == 0).any())
+    ),
+    "weight 0 with zero point 15": lambda c, j, r: (
+        j.weight.zero_point is not None
+        and bool((j.weight.values[j.weight.mask] == 0).any() and (j.weight.zero_point == 15).any())
+    ),
     "smallest activation": lambda c, j, r: bool((j.x == c.config.act_range[0]).any()),
     "largest activation": lambda c, j, r: bool((j.x == c.config.act_range[1]).any()),
     "kept zero": lambda c, j, r: c.symmetric and bool((j.weight.values[j.weight.mask] == 0).any()),
@@ -79,8 +83,9 @@ EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
     "K tail of a block": lambda c, j, r: c.in_features % c.pattern.m != 0,
     "K tail of a group": lambda c, j, r: j.stream.layout.k_padded != c.in_features,
     "one group": lambda c, j, r: j.stream.layout.groups == 1,
-    "group cut into chunks": lambda c, j, r: j.stream.layout.group
-    < (c.group_size if c.group_size > 0 else c.in_features),
+    "group cut into chunks": lambda c, j, r: (
+        j.stream.layout.group < (c.group_size if c.group_size > 0 else c.in_features)
+    ),
     "dense": lambda c, j, r: c.pattern.is_dense,
     "rank code": lambda c, j, r: j.stream.layout.code == "rank",
     "index code": lambda c, j, r: j.stream.layout.code == "index",
@@ -161,7 +166,9 @@ def run_campaign(
     for level in levels:
         check_level(level)
     if len(set(levels)) < 2:
-        raise ValueError(f"A comparison needs at least two different levels, but {', '.join(levels) or 'none'} was given.")
+        raise ValueError(
+            f"A comparison needs at least two different levels, but {', '.join(levels) or 'none'} was given."
+        )
     if examples < 1:
         raise ValueError(f"A campaign needs at least one example, but {examples} were asked for.")
     campaign = Campaign(seed_value, tuple(levels))

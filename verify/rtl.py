@@ -12,7 +12,6 @@ from accel.core.CoreMsg import mk_command_msg
 from accel.core.CoreRTL import CoreRTL
 from accel.image import act_port_bytes
 from accel.sequencer.SequencerRTL import CAUSES
-
 from verify.stimulus import NO_STALLS, Stalls
 
 
@@ -115,10 +114,10 @@ def drive(
         if command_val:
             core.command.msg @= messages[sent_commands]
         if weights_val:
-            for port, value in zip(core.weights.msg, weight_words[sent_weights]):
+            for port, value in zip(core.weights.msg, weight_words[sent_weights], strict=True):
                 port @= value
         if acts_val:
-            for port, value in zip(core.acts.msg, act_words[sent_acts]):
+            for port, value in zip(core.acts.msg, act_words[sent_acts], strict=True):
                 port @= value
         # Every val and rdy that the core drives follows from its registers, so it stands since the last edge.
         sent_commands += bool(command_val and core.command.rdy)
@@ -129,5 +128,5 @@ def drive(
             got += 1
         core.sim_tick()
         cycle += 1
-    counters = {cause: int(count) for cause, count in zip(CAUSES, core.counters)}
+    counters = {cause: int(count) for cause, count in zip(CAUSES, core.counters, strict=True)}
     return LevelRun(bytes(image), sum(counters.values()), counters)

@@ -104,16 +104,13 @@ def open_block(verilog: Path, folder: Path) -> Any:
         with activated(find_verilator()):
             pyverilator.PyVerilator.build(str(source), gen_only=True, **options)
             _refuse_list_ports(top, objects / f"V{top}.h")
-            os.environ["MAKEFLAGS"] = (
-                f"-j2 {os.environ['MAKEFLAGS']} OPT_FAST=-O0 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
-            )
+            os.environ["MAKEFLAGS"] = f"-j2 {os.environ['MAKEFLAGS']} OPT_FAST=-O0 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
             return pyverilator.PyVerilator.build(str(source), **options)
     except subprocess.CalledProcessError as error:
         # Verilator's own output went to the terminal; make's was kept.
         log = (error.stderr or b"").decode(errors="replace").splitlines()
         raise BuildError(
-            f"pyverilator could not build the module '{top}' (exit status {error.returncode}).\n"
-            + "\n".join(log[-30:])
+            f"pyverilator could not build the module '{top}' (exit status {error.returncode}).\n" + "\n".join(log[-30:])
         ) from error
 
 

@@ -27,7 +27,9 @@ class Stalls:
             if any(bit not in (0, 1) for bit in pattern):
                 raise ValueError(f"A stall pattern holds zeros and ones, but {name} = {pattern} was given.")
             if pattern and all(pattern):
-                raise ValueError(f"A stall pattern must let some cycle through, but {name} = {pattern} blocks for ever.")
+                raise ValueError(
+                    f"A stall pattern must let some cycle through, but {name} = {pattern} blocks for ever."
+                )
 
     def blocks(self, name: str, cycle: int) -> bool:
         """Whether a stream is held back in a cycle."""

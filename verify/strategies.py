@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
-from accel.config import ConfigError, CoreConfig
-from accel.codes import CODES
-from accel.stream import tile_group
 from hypothesis import strategies as st
-from quant import NMPattern
 
+from accel.codes import CODES
+from accel.config import ConfigError, CoreConfig
+from accel.stream import tile_group
+from quant import NMPattern
 from verify.cases import BACKGROUNDS, Case
 from verify.stimulus import Stalls
 
@@ -49,7 +50,7 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
             lambda chosen: window_size <= 8 or chosen != ["rank"]
         )
     )
-    values = {
+    values: dict[str, Any] = {
         "rows": row_count,
         "columns": column_count,
         "lanes": lane_count,
@@ -72,12 +73,12 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
 
 
 @lru_cache(maxsize=4096)
-def _slice_widths(items: tuple[tuple[str, object], ...]) -> tuple[int, ...]:
+def _slice_widths(items: tuple[tuple[str, Any], ...]) -> tuple[int, ...]:
     """Slice widths that the other parameters allow."""
     allowed = []
     for slice_bytes in (1, 2, 4, 8):
         try:
-            CoreConfig(**dict(items), slice_bytes=slice_bytes)  # type: ignore[arg-type]
+            CoreConfig(**dict(items), slice_bytes=slice_bytes)
         except ConfigError:
             continue
         allowed.append(slice_bytes)
@@ -97,7 +98,11 @@ def stall_patterns(longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:
 def all_stalls() -> st.SearchStrategy[Stalls]:
     """Stalls of all four streams."""
     return st.builds(
-        Stalls, command=stall_patterns(3), weights=stall_patterns(), acts=stall_patterns(), results=stall_patterns()
+        Stalls,
+        command=stall_patterns(3),
+        weights=stall_patterns(),
+        acts=stall_patterns(),
+        results=stall_patterns(),
     )
 
 

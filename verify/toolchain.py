@@ -196,8 +196,7 @@ def require_command(name: str, needed_by: str) -> None:
     """
     if shutil.which(name) is None:
         raise ToolError(
-            f"{needed_by} needs the command '{name}', which is not on PATH; install it "
-            f"(Debian/Ubuntu package {name})."
+            f"{needed_by} needs the command '{name}', which is not on PATH; install it (Debian/Ubuntu package {name})."
         )
 
 
@@ -309,8 +308,7 @@ def _write_wrapper(root: Path, version: str, package_version: str) -> Path:
         os.replace(draft, path)
     except OSError as error:
         raise ToolError(
-            f"The cache folder '{folder}' cannot be written ({error.strerror}); set NIMBLE_CACHE to a "
-            "folder that can."
+            f"The cache folder '{folder}' cannot be written ({error.strerror}); set NIMBLE_CACHE to a folder that can."
         ) from error
     return path
 
@@ -319,9 +317,7 @@ def _installed_verilator(path: Path) -> Verilator:
     try:
         result = _run([str(path), "--version"])
     except OSError as error:
-        raise ToolError(
-            f"'{path}' does not run ({error.strerror}); reinstall Verilator 5 or newer."
-        ) from error
+        raise ToolError(f"'{path}' does not run ({error.strerror}); reinstall Verilator 5 or newer.") from error
     match = re.search(r"Verilator (\d+)\.(\d+)", result.stdout)
     if match is None:
         raise ToolError(

@@ -19,7 +19,6 @@ from accel.image import act_port_bytes
 from accel.naming import module_name
 from accel.sequencer.SequencerRTL import CAUSES
 from accel.verilog import core_verilog
-
 from verify.rtl import HangError, LevelRun, cycle_limit
 from verify.stimulus import NO_STALLS, STREAMS, Stalls
 from verify.verilator_build import build_library
@@ -125,9 +124,7 @@ def run_verilated(
     core = load_core(config)
     Message = mk_command_msg(config)
     size = _command_bytes(config)
-    encoded = b"".join(
-        int(Message(**command.fields()).to_bits()).to_bytes(size, "little") for command in commands
-    )
+    encoded = b"".join(int(Message(**command.fields()).to_bits()).to_bytes(size, "little") for command in commands)
     result_bytes = config.result_lanes * (8 if commands[0].wide else 4)
     results = ctypes.create_string_buffer(max(1, result_words * result_bytes))
     done, cancel = ctypes.c_uint64(0), ctypes.c_uint8(0)
@@ -151,9 +148,9 @@ def run_verilated(
     status = _call(core, job, done, cancel, progress)
     if status == 1:
         raise HangError(
-            f"After {job.cycles} cycles {done.value} of {result_words} result words have come; the verilated core hangs."
+            f"After {job.cycles} cycles {done.value} of {result_words} result words have come: the core hangs."
         )
-    counters = dict(zip(CAUSES, job.counters))
+    counters = dict(zip(CAUSES, job.counters, strict=True))
     return LevelRun(results.raw[: result_words * result_bytes], sum(counters.values()), counters)
 
 

@@ -358,18 +358,14 @@ def _run_logged(command: Sequence[str], folder: Path, verilator: Verilator, comp
         errors = [line for line in lines if re.search(r"%Error|\berror:|undefined reference", line)]
         tail = lines[-_LOG_LINES:]
         shown = [line for line in errors[:_LOG_LINES] if line not in tail] + tail
-        raise BuildError(
-            f"{complaint} (exit status {status}). The log's errors and last lines:\n" + "\n".join(shown)
-        )
+        raise BuildError(f"{complaint} (exit status {status}). The log's errors and last lines:\n" + "\n".join(shown))
 
 
 def _without_plain_comments(verilog: str) -> str:
     """The text less the lines that are only a `//` comment, but for those that speak to a tool."""
     lines = verilog.splitlines()
     return "\n".join(
-        line
-        for line in lines
-        if not line.lstrip().startswith("//") or re.search(r"//\s*(verilator|synopsys)\b", line)
+        line for line in lines if not line.lstrip().startswith("//") or re.search(r"//\s*(verilator|synopsys)\b", line)
     )
 
 
@@ -380,7 +376,5 @@ def _processor() -> str:
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
         return f"{sys.platform} {platform.machine()} {platform.processor()} {platform.node()}"
-    told = re.findall(
-        r"^(?:model name|cpu family|model|flags|Features|CPU \w+)\s*:\s*(.*)$", first, flags=re.MULTILINE
-    )
+    told = re.findall(r"^(?:model name|cpu family|model|flags|Features|CPU \w+)\s*:\s*(.*)$", first, flags=re.MULTILINE)
     return " | ".join([platform.machine(), *told])

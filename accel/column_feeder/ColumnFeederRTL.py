@@ -337,4 +337,4 @@ class ColumnFeederRTL(Component):
                 s.val <<= s.val_decode
 
     def line_trace(s):
-        return " ".join(f"{int(i):>2}:{int(w):>2}" for i, w in zip(s.index, s.weight)) if s.val else "."
+        return " ".join(f"{int(i):>2}:{int(w):>2}" for i, w in zip(s.index, s.weight, strict=True)) if s.val else "."

@@ -5,7 +5,7 @@ A message that moves down a pipeline has its valid bit beside it: only that bit 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 from pymtl3 import mk_bits, mk_bitstruct
 
@@ -30,7 +30,7 @@ def subtile_bits(config: CoreConfig) -> int:
     return count_bits(max(2, config.subtiles))
 
 
-@lru_cache(maxsize=None)
+@cache
 def mk_command_msg(config: CoreConfig):
     """One GEMM of one token block: what the sequencer and the three stream units need to know.
 
@@ -60,9 +60,9 @@ def mk_command_msg(config: CoreConfig):
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def mk_step_msg(config: CoreConfig):
-    """One step of one column: where its codes and values lie and how lanes take them. Moves right one column a cycle."""
+    """One step of one column: where its codes and values lie and how lanes take them; it moves right with the columns."""
     lanes, position = config.lanes, position_bits(config)
     return _mk(
         "StepMsg",
@@ -90,7 +90,7 @@ def mk_step_msg(config: CoreConfig):
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def mk_window_msg(config: CoreConfig):
     """One read of the activation buffer: the window of all rows for one step."""
     return _mk(
@@ -106,7 +106,7 @@ def mk_window_msg(config: CoreConfig):
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def mk_group_msg(config: CoreConfig):
     """End of a group in column 0: which accumulators its partial sums go to."""
     return _mk(
@@ -122,9 +122,9 @@ def mk_group_msg(config: CoreConfig):
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def mk_drain_msg(config: CoreConfig):
-    """One cycle of draining: the accumulator of the partial at the end of each chain. Moves right one column a cycle."""
+    """One cycle of draining: the accumulator of the partial at each chain's end; it moves right with the columns."""
     return _mk(
         "DrainMsg",
         config,
@@ -132,7 +132,7 @@ def mk_drain_msg(config: CoreConfig):
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def mk_read_msg(config: CoreConfig):
     """One read of finished accumulators, of the same row in all columns."""
     return _mk(

@@ -16,7 +16,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff
 from accel.act_buffer.ActBufferRTL import ActBufferRTL, ActLoaderRTL
 from accel.column.ColumnRTL import ColumnRTL
 from accel.config import RESULT_BITS, CoreConfig
-from accel.core.CoreMsg import mk_command_msg, mk_drain_msg, mk_group_msg, mk_step_msg, mk_window_msg
+from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_window_msg
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
 from accel.row_feeder.RowFeederRTL import RowFeederRTL
 from accel.sequencer.SequencerRTL import CAUSES, DrainSequencerRTL, SequencerRTL
@@ -95,8 +95,7 @@ class CoreRTL(Component):
 
     def construct(s, config: CoreConfig, ColumnType=ColumnRTL, RowFeederType=RowFeederRTL, WriterType=ResultWriterRTL):
         # Constants
-        Command, Step = mk_command_msg(config), mk_step_msg(config)
-        Window, Group, Drain = mk_window_msg(config), mk_group_msg(config), mk_drain_msg(config)
+        Command, Window, Group = mk_command_msg(config), mk_window_msg(config), mk_group_msg(config)
         rows, columns = config.rows, config.columns
 
         # Interface
@@ -129,7 +128,7 @@ class CoreRTL(Component):
         s.tally = CountersRTL()
 
         # Connections: every unit gets every command
-        for queue, unit in zip(s.queue, (s.loader, s.unpacker, s.sequencer, s.writer)):
+        for queue, unit in zip(s.queue, (s.loader, s.unpacker, s.sequencer, s.writer), strict=True):
             queue.recv.msg //= s.command.msg
             queue.recv.val //= s.accept
             queue.send.msg //= unit.command.msg

@@ -73,7 +73,7 @@ class PairAddressRTL(Component):
 
 
 class PairRamRTL(Component):
-    """Ring of ``words`` words that is read two neighbouring words at a time: ``low`` at ``raddr``, ``high`` after it."""
+    """Ring of ``words`` words, read two neighbouring words at a time: ``low`` at ``raddr``, ``high`` after it."""
 
     def construct(s, nbits, words):
         # Constants

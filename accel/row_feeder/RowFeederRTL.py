@@ -70,7 +70,7 @@ class RowFeederRTL(Component):
         # Components: widest step first; each stage passes on what later steps can still reach
         sizes = [2 * window, *(min(2 * window, window + step - 1) for step in steps)]
         stages = [ShiftStageRTL(act_bits, *sizes[b : b + 2], step) for b, step in enumerate(steps)]
-        for step, stage in zip(steps, stages):
+        for step, stage in zip(steps, stages, strict=True):
             setattr(s, f"stage{step}", stage)  # a list would have to hold components of one shape
 
         # Connections

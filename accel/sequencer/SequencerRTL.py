@@ -131,14 +131,15 @@ class SequencerRTL(Component):
         shift_bits = count_bits(config.code_window_bits) + 1
         bit_sum = max(bit_bits, shift_bits) + 1
         nibble_sum = max(nibble_bits, count_bits(config.lanes)) + 1
-        lane_bits = count_bits(config.lanes)
         position_nbits = position_bits(config)
         shift_sum = size_bits + 1
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
         subtile_nbits, row_bits = subtile_bits(config), count_bits(rows)
         length_bits = count_bits(chain_rows)
         acc_addr_bits = count_bits(config.acc_words - 1)
-        next_subtile = chain_rows % (1 << acc_addr_bits)  # with one subtile there is none, and the width may be too small
+        next_subtile = chain_rows % (
+            1 << acc_addr_bits
+        )  # with one subtile there is none, and the width may be too small
         header_addr_bits = count_bits(header_slots - 1)
         ready_bits = count_bits(header_slots)
         log_bytes = clog2(slice_bytes)
@@ -315,9 +316,7 @@ class SequencerRTL(Component):
                 s.next_code_base @= zext(s.code_base, code_wide) + zext(s.tile_code_words, code_wide) - code_words
             s.next_value_base @= zext(s.value_base, value_wide) + zext(s.tile_value_words, value_wide)
             if s.next_value_base >= value_words:
-                s.next_value_base @= (
-                    zext(s.value_base, value_wide) + zext(s.tile_value_words, value_wide) - value_words
-                )
+                s.next_value_base @= zext(s.value_base, value_wide) + zext(s.tile_value_words, value_wide) - value_words
 
             s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.schedule.advance, shift_sum)
             s.next_act_word @= s.act_word
