@@ -125,10 +125,11 @@ class ColumnRTL(Component):
         def up_result():
             s.result @= s.candidate[s.selection]
 
+        # Either block has a name of its own: PyMTL3 keeps one source a class and name, of whichever came first.
         if chains > 1:
 
             @update_ff
-            def ff_selection():
+            def ff_selection_of_chains():
                 s.selection <<= zext(s.read.chain, select_bits)
                 if s.read.half:
                     s.selection <<= zext(s.read.chain, select_bits) + chains

@@ -53,10 +53,11 @@ class RankDecoderRTL(Component):
         if m_max == 1:
             s.here[1] //= 0
 
+        # Blocks that depend on the configuration have names of their own; see ColumnRTL.
         if position_nbits < count_nbits:
 
             @update
-            def up_wanted():
+            def up_wanted_extended():
                 s.wanted @= zext(s.place, count_nbits) + 1
 
         else:
@@ -151,7 +152,7 @@ class LaneDecoderRTL(Component):
         if padded > window_bits:
 
             @update
-            def up_field():
+            def up_field_padded():
                 s.shift_padded @= zext(s.shift, padded)
                 s.shifted @= zext(s.codes, padded) >> s.shift_padded
                 s.field @= s.shifted[0:field_bits] & s.mask
@@ -300,7 +301,7 @@ class ColumnFeederRTL(Component):
         if asymmetric:
 
             @update
-            def up_weight():
+            def up_weight_less_zero_point():
                 for lane in range(lanes):
                     s.weight_next[lane] @= 0
                     nibble = s.nibble[lane]  # see PERTL on sext
