@@ -30,8 +30,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         metavar="NAME|DIR",
-        help="llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds a Hugging Face "
-        "config.json.",
+        help="llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds a Hugging Face config.json.",
     ),
 ]
 GroupOption = Annotated[
@@ -184,24 +183,19 @@ def verify(
                 progress=lambda cases: bar.advance(),
             )
     failed = verification.campaign.failure is not None
-    return Report(
-        verification.document(), verify_view(verification), exit_code=EXIT_MISMATCH if failed else EXIT_OK
-    )
+    return Report(verification.document(), verify_view(verification), exit_code=EXIT_MISMATCH if failed else EXIT_OK)
 
 
 @app.command(
     cls=Command,
     epilog=examples(
-        "nimble simulate --preset edge --model llama-7b --layer q_proj --tokens 16 --pattern 2:4 "
-        "--level verilog",
+        "nimble simulate --preset edge --model llama-7b --layer q_proj --tokens 16 --pattern 2:4 --level verilog",
         "nimble simulate --model llama-7b --layer down_proj --outputs 256 --pattern 3:4 --asymmetric --json",
     ),
 )
 def simulate(
     model: ModelOption,
-    layer: Annotated[
-        str, typer.Option(metavar="NAME", help="A kind of layer such as q_proj, or a layer's full name.")
-    ],
+    layer: Annotated[str, typer.Option(metavar="NAME", help="A kind of layer such as q_proj, or a layer's full name.")],
     preset: PresetOption = None,
     config: ConfigOption = None,
     tokens: Annotated[int, typer.Option(metavar="T", help="Rows of the activations.")] = 16,

@@ -17,9 +17,7 @@ PresetOption = Annotated[
 ]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE", help="A TOML file that states every parameter of a core, in place of a preset."
-    ),
+    typer.Option(metavar="FILE", help="A TOML file that states every parameter of a core, in place of a preset."),
 ]
 
 
@@ -43,9 +41,7 @@ def choose_core(preset: str | None, file: Path | None, default: str = "edge") ->
     from accel.config import load_preset
 
     if preset is not None and file is not None:
-        raise ValueError(
-            f"Both --preset {preset} and --config {file} were given; a core comes from one of them."
-        )
+        raise ValueError(f"Both --preset {preset} and --config {file} were given; a core comes from one of them.")
     if file is not None:
         return ChosenCore(file.stem, read_core(file))
     name = default if preset is None else preset

@@ -176,7 +176,7 @@ class Total:
 
     @property
     def utilisation(self) -> float:
-        """Lanes at work, of all lanes in the core's cycles."""
+        """Lane use of the rows at work in the core's cycles."""
         return self.ideal_cycles / self.cycles
 
     @property
@@ -258,9 +258,8 @@ class Estimates:
         group = "a whole row" if work.group_size == -1 else f"{work.group_size} weights"
         return (
             "Exact model: cycles, their causes and bytes are those of the RTL when no stream stalls, which a "
-            "test shows; utilisation is the share of lanes at work in these cycles.",
-            f"Estimated: the clock is taken to be {work.clock_mhz:g} MHz; no synthesis result stands behind "
-            "it.",
+            "test shows; utilisation is the lane use of the rows at work in these cycles.",
+            f"Estimated: the clock is taken to be {work.clock_mhz:g} MHz; no synthesis result stands behind it.",
             f"Estimated: memory is taken to move {work.bandwidth_gb_s:g} GB/s (1 GB = 10^9 bytes), reading "
             "and writing together, without latency.",
             "Estimated: layers run one after the other, as each needs the results before it; within a layer "
@@ -271,7 +270,8 @@ class Estimates:
             "where the activation buffer holds fewer; raw integer results are written.",
             head,
             f"One sequence: prefill is one pass of {work.prefill} tokens, decode {work.decode} passes of one "
-            f"token, which uses one of the core's {config.rows} rows.",
+            f"token, which uses one of the core's {config.rows} rows; mac_utilisation counts idle rows, padding "
+            "and the wait for memory as losses.",
             *(f"Not included: {exclusion}." for exclusion in self.trace.excludes),
             "Not included: what is not a linear layer, such as norms, softmax, activation functions, and the "
             "look-up of embeddings.",
@@ -372,8 +372,7 @@ def _estimate(workload: Workload, traces: dict[str, ModelTrace], pattern: NMPatt
             )
     if not layers:
         raise ValueError(
-            f"{workload.model} has no linear layers in blocks, and lm_head is 'skip'; "
-            "nothing is left to estimate."
+            f"{workload.model} has no linear layers in blocks, and lm_head is 'skip'; nothing is left to estimate."
         )
     return Estimate(workload, pattern, tuple(layers))
 

@@ -109,12 +109,12 @@ class Simulation:
 
     @property
     def utilisation(self) -> float | None:
-        """Lanes at work, of all lanes in all cycles; None at levels without time."""
+        """Lane use in the rows at work: ideal over actual cycles; None at levels without time."""
         return None if self.run.cycles is None else self.job.ideal_cycles / self.run.cycles
 
     @property
     def mac_utilisation(self) -> float | None:
-        """As `utilisation`, counting only kept weights times tokens: padding and idle rows do not work."""
+        """Use of all multipliers: kept weights times tokens only, so that padding and idle rows are losses."""
         if self.run.cycles is None:
             return None
         kept = int(self.job.weight.mask.sum())
@@ -225,9 +225,7 @@ class LayerSimulation:
         }
 
 
-def layer_gemm(
-    config: CoreConfig, layer: LinearLayer, *, outputs: int | None = None, **options: Any
-) -> LayerGemm:
+def layer_gemm(config: CoreConfig, layer: LinearLayer, *, outputs: int | None = None, **options: Any) -> LayerGemm:
     """Return a GEMM of a layer's sizes.
 
     Parameters
@@ -247,9 +245,7 @@ def layer_gemm(
             f"{outputs} outputs were asked for, but layer {layer.name} has {layer.out_features:,}; "
             f"from 1 to {layer.out_features} can be taken."
         )
-    return LayerGemm(
-        config, in_features=layer.in_features, out_features=outputs or layer.out_features, **options
-    )
+    return LayerGemm(config, in_features=layer.in_features, out_features=outputs or layer.out_features, **options)
 
 
 def simulate_layer(core: str, model: str, layer: LinearLayer, gemm: LayerGemm, level: str) -> LayerSimulation:

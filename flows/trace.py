@@ -410,17 +410,13 @@ def _read_config(directory: Path) -> PretrainedConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}.") from None
     if type(fields) is not dict or type(fields.get("model_type")) is not str:
-        raise ValueError(
-            f"{path} has no model_type; a Hugging Face configuration is an object that names one."
-        )
+        raise ValueError(f"{path} has no model_type; a Hugging Face configuration is an object that names one.")
     if fields["model_type"] not in CONFIG_MAPPING:
         raise ValueError(
             f"{path} has model_type {fields['model_type']!r}, which transformers {__version__} does not know."
         )
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
+        config: PretrainedConfig = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ValueError(f"transformers refuses {path}: {_first_line(error)}") from error
     return config
@@ -501,11 +497,7 @@ def _left_out(model: torch.nn.Module, layers: tuple[LinearLayer, ...]) -> Iterat
     import torch
 
     ran = {layer.name for layer in layers}
-    idle = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name not in ran
-    ]
+    idle = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in ran]
     if idle:
         yield f"{len(idle)} linear layers that are not called as modules in a forward pass (first: {idle[0]})"
 
@@ -516,9 +508,7 @@ def _left_out(model: torch.nn.Module, layers: tuple[LinearLayer, ...]) -> Iterat
             continue
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim >= 2:
-                others.setdefault(type(module).__name__, []).append(
-                    (f"{name}.{parameter_name}", parameter.numel())
-                )
+                others.setdefault(type(module).__name__, []).append((f"{name}.{parameter_name}", parameter.numel()))
     for module_type, found in others.items():
         yield (
             f"{len(found)} weight tensors of {module_type} modules, which are not torch.nn.Linear: "

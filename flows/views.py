@@ -76,9 +76,7 @@ def info_view(document: dict[str, Any], facts: Sequence[PatternFacts]) -> list[R
     given = [(name, _plain(value)) for name, value in parameters.items()]
     derived = [(name, _plain(value)) for name, value in document["derived"].items()]
     for index in range(max(len(given), len(derived))):
-        core.add_row(
-            *(given[index : index + 1] or [("", "")])[0], *(derived[index : index + 1] or [("", "")])[0]
-        )
+        core.add_row(*(given[index : index + 1] or [("", "")])[0], *(derived[index : index + 1] or [("", "")])[0])
     patterns = table_of(
         "Patterns (INT4 weights, 8-bit scales, symmetric)",
         ["pattern", "code"],
@@ -93,7 +91,7 @@ def info_view(document: dict[str, Any], facts: Sequence[PatternFacts]) -> list[R
             str(fact.steps),
             f"{fact.lane_use:.1%}",
             f"{fact.dense_macs_per_cycle:,.{0 if fact.dense_macs_per_cycle >= 100 else 1}f}",
-            f"{fact.bits_per_weight:.3f}",
+            f"{fact.bits_per_weight:.4f}",
             f"{fact.ratio_to_fp16:.2f}×",
         )
     return [core, patterns]
@@ -131,16 +129,12 @@ def verify_view(verification: Verification) -> list[RenderableType]:
 def simulation_rows(simulation: Simulation) -> list[tuple[str, str]]:
     """One run, fact by fact."""
     document = simulation.document()
-    verdict = (
-        f"all {document['results']:,} equal PyTorch's"
-        if simulation.match
-        else f"DIFFER: {simulation.complaint}"
-    )
+    verdict = f"all {document['results']:,} equal PyTorch's" if simulation.match else f"DIFFER: {simulation.complaint}"
     rows = [
         ("results", verdict),
         (
             "weight stream",
-            f"{document['stream_bytes']:,} bytes, {document['bits_per_weight']:.3f} bits/weight, "
+            f"{document['stream_bytes']:,} bytes, {document['bits_per_weight']:.4f} bits/weight, "
             f"{document['ratio_to_fp16']:.2f}× less than FP16 (code: {document['code']})",
         ),
     ]
@@ -150,7 +144,8 @@ def simulation_rows(simulation: Simulation) -> list[tuple[str, str]]:
     return [
         *rows,
         ("cycles", f"{simulation.run.cycles:,} (ideal {document['ideal_cycles']:,})"),
-        ("lanes at work", f"{document['utilisation']:.2%} of all lane cycles"),
+        ("lane use", f"{document['utilisation']:.2%} in the rows at work"),
+        ("multiplier use", f"{document['mac_utilisation']:.2%} in all rows, padding not counted"),
         ("cycles by cause", ", ".join(lost)),
         ("simulated", f"in {simulation.seconds:.2f} s, {document['cycles_per_second']:,.0f} cycles/s"),
     ]
@@ -160,9 +155,7 @@ def simulation_view(simulated: LayerSimulation) -> list[RenderableType]:
     """A layer's run, and that its numbers are random."""
     gemm = simulated.gemm
     kind = "symmetric" if gemm.symmetric else "asymmetric"
-    whole = (
-        "" if gemm.out_features == simulated.layer.out_features else f" of {simulated.layer.out_features:,}"
-    )
+    whole = "" if gemm.out_features == simulated.layer.out_features else f" of {simulated.layer.out_features:,}"
     rows = [
         ("layer", f"{simulated.layer.name} of {simulated.model}"),
         ("shape", f"T = {gemm.tokens:,}, K = {gemm.in_features:,}, O = {gemm.out_features:,}{whole}"),
@@ -183,9 +176,7 @@ def estimate_view(estimates: Estimates) -> list[RenderableType]:
     """The layers of the first pattern, a line for each pattern, and what both rest on."""
     first = estimates.estimates[0]
     assumptions = [f"- {sentence}" for sentence in estimates.assumptions]
-    tables: list[RenderableType] = (
-        [*_layers_tables(estimates, first)] if len(estimates.estimates) == 1 else []
-    )
+    tables: list[RenderableType] = [*_layers_tables(estimates, first)] if len(estimates.estimates) == 1 else []
     return [*tables, comparison_table(estimates), "Assumptions", *(Text(line) for line in assumptions)]
 
 
@@ -205,7 +196,8 @@ def comparison_table(estimates: Estimates) -> Table:
             "\nbound",
             "lane\nuse",
         ],
-        caption="Mcycles and lane use: exact model. tokens/s, bound and seconds: estimated.",
+        caption="Mcycles and lane use: exact model. tokens/s, bound and seconds: estimated.\n"
+        f"Lane use is that of the rows at work: decode uses 1 of {work.config.rows} rows.",
     )
     table.add_column("total\nseconds", justify="right")
     table.add_column("vs\nfirst", justify="right")
@@ -311,21 +303,18 @@ def demo_view(demonstration: Demonstration) -> list[RenderableType]:
         facts_table(f"{name}, group {gemm.group_size}, on {demonstration.core}", _matrix_rows(sparse)),
         "\n3. The same matrix unpruned, on the same core:",
         facts_table(f"dense, group {gemm.group_size}, on {demonstration.core}", _matrix_rows(dense)),
-        f"{name} takes {demonstration.cycle_ratio:.3f}× fewer cycles than dense.",
+        f"Dense takes {demonstration.cycle_ratio:.3f}× as many cycles as {name}.",
         f"\n4. What that gives for the whole of {demonstration.trace.model}: every layer's cycles, from the "
         "cycle model that steps 2 and 3 were held against, with an assumed clock and memory:",
         comparison_table(demonstration.estimates),
-        "What these numbers assume: nimble estimate --model "
-        f"{demonstration.trace.model} --preset {demonstration.core}",
+        f"What these numbers assume: nimble estimate --model {demonstration.trace.model} --preset {demonstration.core}",
         f"{verdict}\nTook {demonstration.seconds:.0f} s.",
     ]
 
 
 def _matrix_rows(run: MatrixRun) -> list[tuple[str, str]]:
     total = f"{run.functional.run.y.size:,}"
-    functional = (
-        f"all {total} equal PyTorch's" if run.functional.match else f"DIFFER: {run.functional.complaint}"
-    )
+    functional = f"all {total} equal PyTorch's" if run.functional.match else f"DIFFER: {run.functional.complaint}"
     timing = f"{run.timing.cycles:,} cycles" + (", the same" if run.timing_matches else ": DIFFERENT")
     return [
         *simulation_rows(run.verilated),

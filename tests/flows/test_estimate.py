@@ -33,9 +33,7 @@ def test_keys_and_sums(nimble_json: Any, tiny_model: Path) -> None:
         chosen = [layer for layer in layers if phase in ("total", layer["phase"])]
         cycles = sum(layer["calls"] * layer["cycles"] for layer in chosen)
         ideal = sum(layer["calls"] * layer["ideal_cycles"] for layer in chosen)
-        seconds = sum(
-            layer["calls"] * max(layer["compute_seconds"], layer["memory_seconds"]) for layer in chosen
-        )
+        seconds = sum(layer["calls"] * max(layer["compute_seconds"], layer["memory_seconds"]) for layer in chosen)
         assert document["cycles"][phase] == cycles
         assert document["utilisation"][phase] == ideal / cycles <= 1
         assert document["seconds"][phase] == pytest.approx(seconds)
@@ -88,9 +86,7 @@ def test_cycles_are_those_of_the_simulated_core(pattern: str, nimble_json: Any, 
 
 def test_the_bound_follows_from_clock_and_bandwidth(nimble_json: Any, tiny_model: Path) -> None:
     def run(clock: float, bandwidth: float) -> Any:
-        return nimble_json(
-            "estimate", *SMALL, "--model", tiny_model, "--clock", clock, "--bandwidth", bandwidth
-        )
+        return nimble_json("estimate", *SMALL, "--model", tiny_model, "--clock", clock, "--bandwidth", bandwidth)
 
     slow_core, slow_memory = run(1, 1000), run(1e6, 0.001)
     assert set(slow_core["bound"].values()) == {"compute"}
@@ -179,13 +175,11 @@ def test_llama_7b_at_the_promised_command(nimble_json: Any) -> None:
         (("--pattern", "2:4,2:4"), "The patterns '2:4,2:4' were given; each is named once."),
         (
             ("--prefill", 62, "--decode", 3),
-            "prefill and decode are 65 tokens together; tiny is made for at most 64 (its "
-            "max_position_embeddings).",
+            "prefill and decode are 65 tokens together; tiny is made for at most 64 (its max_position_embeddings).",
         ),
         (
             ("--pattern", "3:5"),
-            "q_proj of tiny does not run on this core: Group size 16 is not a multiple of m = 5 of pattern "
-            "3:5.",
+            "q_proj of tiny does not run on this core: Group size 16 is not a multiple of m = 5 of pattern 3:5.",
         ),
     ],
 )
@@ -195,9 +189,7 @@ def test_bad_input(arguments: tuple[object, ...], sentence: str, tiny_model: Pat
 
 def test_a_layer_beyond_the_core(tmp_path: Path, tiny_model: Path, refusal: Any) -> None:
     fields = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
-    (tiny_model / "config.json").write_text(
-        json.dumps({**fields, "intermediate_size": 256}), encoding="utf-8"
-    )
+    (tiny_model / "config.json").write_text(json.dumps({**fields, "intermediate_size": 256}), encoding="utf-8")
     assert refusal("estimate", *SMALL, "--model", tiny_model) == (
         "down_proj of tiny does not run on this core: The weights have 256 input features (256 after padding "
         "to whole groups), but this core's accumulators are sized for k_max = 128."

@@ -18,9 +18,7 @@ from quant import NMPattern, prune_magnitude, quantize_rtn
 
 def toml(values: dict[str, Any]) -> str:
     """Write flat values as TOML."""
-    words = {
-        name: str(value).lower() if isinstance(value, bool) else repr(value) for name, value in values.items()
-    }
+    words = {name: str(value).lower() if isinstance(value, bool) else repr(value) for name, value in values.items()}
     return "".join(f"{name} = {word}\n" for name, word in words.items())
 
 
@@ -52,7 +50,7 @@ def test_edge_is_the_default_and_tables_say_the_same(nimble: Any) -> None:
     assert result.exit_code == 0
     assert "edge: 16 × 16 PEs, 4 lanes each, 1,024 MAC/cycle" in result.stdout
     line = next(line for line in result.stdout.splitlines() if line.startswith("│ 2:4 "))
-    assert line.replace("│", "").split() == ["2:4", "rank", "128", "16", "100.0%", "2,048", "2.812", "5.69×"]
+    assert line.replace("│", "").split() == ["2:4", "rank", "128", "16", "100.0%", "2,048", "2.8125", "5.69×"]
 
 
 def test_the_window_limits_lane_use(nimble_json: Any) -> None:
@@ -131,9 +129,7 @@ def test_a_preset_and_a_file(tmp_path: Path, refusal: Any) -> None:
 
 
 def test_an_unknown_preset(refusal: Any) -> None:
-    assert refusal("info", "--preset", "edgy") == (
-        "There is no preset named 'edgy'; the presets are tiny, edge, wide."
-    )
+    assert refusal("info", "--preset", "edgy") == ("There is no preset named 'edgy'; the presets are tiny, edge, wide.")
 
 
 @pytest.mark.parametrize(
@@ -156,9 +152,7 @@ def test_a_file_that_states_no_core(content: bytes, words: str, tmp_path: Path, 
 def test_a_file_with_an_impossible_value(tmp_path: Path, refusal: Any) -> None:
     values = {**load_preset("tiny").as_dict(), "rows": 65}
     (tmp_path / "mine.toml").write_text(toml(values), encoding="utf-8")
-    assert refusal("info", "--config", "mine.toml") == (
-        "mine.toml: rows must be between 1 and 64, but 65 was given."
-    )
+    assert refusal("info", "--config", "mine.toml") == ("mine.toml: rows must be between 1 and 64, but 65 was given.")
 
 
 def test_a_file_that_is_not_there(refusal: Any) -> None:

@@ -62,9 +62,7 @@ def test_tables_say_that_weights_are_random(nimble: Any, tiny_model: Path) -> No
 
 def test_cycles_do_not_depend_on_values(nimble_json: Any, tiny_model: Path) -> None:
     first, second = (
-        nimble_json(
-            "simulate", *TINY, "--model", tiny_model, "--level", "rtl", "--outputs", 4, "--seed", seed
-        )
+        nimble_json("simulate", *TINY, "--model", tiny_model, "--level", "rtl", "--outputs", 4, "--seed", seed)
         for seed in (0, 1)
     )
     assert first["seed"] != second["seed"]
@@ -108,13 +106,11 @@ def test_a_wrong_result_is_a_mismatch(nimble: Any, nimble_json: Any, tiny_model:
         ),
         (
             ("--outputs", 49),
-            "49 outputs were asked for, but layer model.layers.0.mlp.up_proj has 48; from 1 to 48 can be "
-            "taken.",
+            "49 outputs were asked for, but layer model.layers.0.mlp.up_proj has 48; from 1 to 48 can be taken.",
         ),
         (
             ("--outputs", 0),
-            "0 outputs were asked for, but layer model.layers.0.mlp.up_proj has 48; from 1 to 48 can be "
-            "taken.",
+            "0 outputs were asked for, but layer model.layers.0.mlp.up_proj has 48; from 1 to 48 can be taken.",
         ),
         (("--tokens", 0), "A GEMM needs at least one token, but 0 were given."),
         (
@@ -128,8 +124,7 @@ def test_a_wrong_result_is_a_mismatch(nimble: Any, nimble_json: Any, tiny_model:
         ),
         (
             ("--pattern", "2:9", "--group", 18),
-            "Pattern 2:9 has blocks of 9 weights, but this core's window holds 8; patterns with m up to 8 "
-            "are allowed.",
+            "Pattern 2:9 has blocks of 9 weights, but this core's window holds 8; patterns with m up to 8 are allowed.",
         ),
         (
             ("--group", 6),
@@ -138,8 +133,7 @@ def test_a_wrong_result_is_a_mismatch(nimble: Any, nimble_json: Any, tiny_model:
         ),
         (
             ("--code", "huffman"),
-            "Block code 'huffman' is not available for pattern 2:4 on this core; available: rank, index, "
-            "bitmask.",
+            "Block code 'huffman' is not available for pattern 2:4 on this core; available: rank, index, bitmask.",
         ),
         (("--seed", -1), "The seed is -1; a seed is an integer from 0 on."),
     ],

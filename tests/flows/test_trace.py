@@ -95,12 +95,8 @@ def test_layers_come_in_order_of_execution(llama_7b: ModelTrace) -> None:
     kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert [layer.kind for layer in llama_7b.layers] == kinds * 32 + ["lm_head"]
     assert [layer.block for layer in llama_7b.layers] == [i for i in range(32) for _ in kinds] + [None]
-    assert llama_7b.layers[0] == LinearLayer(
-        "model.layers.0.self_attn.q_proj", "q_proj", 4096, 4096, False, 1, 0
-    )
-    assert llama_7b.layers[-2] == LinearLayer(
-        "model.layers.31.mlp.down_proj", "down_proj", 11008, 4096, False, 1, 31
-    )
+    assert llama_7b.layers[0] == LinearLayer("model.layers.0.self_attn.q_proj", "q_proj", 4096, 4096, False, 1, 0)
+    assert llama_7b.layers[-2] == LinearLayer("model.layers.31.mlp.down_proj", "down_proj", 11008, 4096, False, 1, 31)
 
 
 def test_distinct_layers_of_llama_7b(llama_7b: ModelTrace) -> None:
@@ -169,8 +165,7 @@ def test_linears_that_do_not_run_are_named(tmp_path: Path) -> None:
     fields = {"model_type": "mamba", "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 3}
     trace = trace_model(write_config(tmp_path, fields))
     assert trace.excludes[1] == (
-        "3 linear layers that are not called as modules in a forward pass "
-        "(first: backbone.layers.0.mixer.dt_proj)"
+        "3 linear layers that are not called as modules in a forward pass (first: backbone.layers.0.mixer.dt_proj)"
     )
 
 
@@ -226,8 +221,7 @@ def test_save_and_load(small: ModelTrace, tmp_path: Path) -> None:
     [
         (
             {"schema": "nimble.report"},
-            "The JSON has schema 'nimble.report'; a trace has schema 'nimble.trace'. "
-            "Write one with nimble trace.",
+            "The JSON has schema 'nimble.report'; a trace has schema 'nimble.trace'. Write one with nimble trace.",
         ),
         (
             {"version": 2},
@@ -244,9 +238,7 @@ def test_save_and_load(small: ModelTrace, tmp_path: Path) -> None:
         ({"excludes": [1]}, "An item of excludes is 1; it must be a string."),
     ],
 )
-def test_from_json_refuses_what_is_not_a_trace(
-    small: ModelTrace, change: dict[str, object], sentence: str
-) -> None:
+def test_from_json_refuses_what_is_not_a_trace(small: ModelTrace, change: dict[str, object], sentence: str) -> None:
     text = json.dumps({**small.to_document(), **change})
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         ModelTrace.from_json(text)
