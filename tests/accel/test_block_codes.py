@@ -104,9 +104,7 @@ def test_bits_of_familiar_patterns(pattern: str, rank: int, index: int, bitmask:
 
 
 @given(st.integers(1, 32), st.permutations(CODES), st.integers(1, 3), st.data())
-def test_codes_for_lists_the_shortest_first(
-    m: int, order: list[str], count: int, data: st.DataObject
-) -> None:
+def test_codes_for_lists_the_shortest_first(m: int, order: list[str], count: int, data: st.DataObject) -> None:
     pattern = NMPattern(data.draw(st.integers(1, m)), m)
     available = tuple(order[:count])
     chosen = codes_for(pattern, available, 8)

@@ -69,9 +69,7 @@ def test_only_asymmetric_weights_carry_zero_points() -> None:
     assert commands_for(TINY, layout, 1)[0].asymmetric == 1
 
 
-@pytest.mark.parametrize(
-    ("act_bits", "features", "bits"), [(8, 128, 26), (16, 128, 34), (16, 34, 32), (16, 35, 33)]
-)
+@pytest.mark.parametrize(("act_bits", "features", "bits"), [(8, 128, 26), (16, 128, 34), (16, 34, 32), (16, 35, 33)])
 def test_results_are_wide_only_where_they_must_be(act_bits: int, features: int, bits: int) -> None:
     # 15 · 2^(act_bits − 1) · 128 per kept weight, and one bit for the sign; counted by adding up.
     config = TINY.replace(act_bits=act_bits)

@@ -77,8 +77,7 @@ def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, chang
         ({"codes": None}, "codes must be a list of names, but None was given."),
         (
             {"window": 9, "codes": ("rank",)},
-            "codes = ['rank'] covers blocks of at most 8, but window = 9 admits larger ones; "
-            "add 'index' or 'bitmask'.",
+            "codes = ['rank'] covers blocks of at most 8, but window = 9 admits larger ones; add 'index' or 'bitmask'.",
         ),
         (
             {"lanes": 4, "window": 3, "act_words": 64},
@@ -144,9 +143,7 @@ def test_presets_load_and_state_every_parameter_once() -> None:
     assert preset_names() == ["tiny", "edge", "wide"]
     for name in preset_names():
         assert isinstance(load_preset(name), CoreConfig)
-    with pytest.raises(
-        ConfigError, match=r"^There is no preset named 'huge'; the presets are tiny, edge, wide\.$"
-    ):
+    with pytest.raises(ConfigError, match=r"^There is no preset named 'huge'; the presets are tiny, edge, wide\.$"):
         load_preset("huge")
 
 
@@ -157,9 +154,7 @@ def test_the_reference_preset_is_the_one_of_the_design() -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_preset_that_leaves_a_key_out_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preset_that_leaves_a_key_out_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f"{key} = {json.dumps(value)}" for key, value in TINY.as_dict().items() if key != name]
     presets = tmp_path / "presets.toml"
     presets.write_text("[short]\n" + "\n".join(lines) + "\n")
@@ -243,9 +238,7 @@ def test_widths_hold_the_worst_inputs_and_no_narrower_ones_do(
     )  # fmt: skip
     # Every value of the formats as the numerics page gives them, not as the configuration does.
     acts = range(-(2**act_bits) // 2, 2**act_bits // 2)
-    weights = sorted(
-        {code - zero for code in range(16) for zero in range(16)} if asymmetric else range(-8, 8)
-    )
+    weights = sorted({code - zero for code in range(16) for zero in range(16)} if asymmetric else range(-8, 8))
     scales = range(-(2**scale_bits) // 2, 2**scale_bits // 2)
     assert weights[0] == config.weight_range[0]
     assert weights[-1] == config.weight_range[1]
@@ -336,9 +329,7 @@ def test_geometry_covers_every_row_and_column(config: CoreConfig) -> None:
     assert (config.column_groups - 1) * config.result_lanes < config.columns
     assert config.column_groups * config.result_lanes >= config.columns
     assert config.word_bytes == config.columns * config.slice_bytes
-    assert config.patterns() == [
-        NMPattern(n, m) for m in range(1, config.window + 1) for n in range(1, m + 1)
-    ]
+    assert config.patterns() == [NMPattern(n, m) for m in range(1, config.window + 1) for n in range(1, m + 1)]
 
 
 @given(core_configs(), st.data())
@@ -382,9 +373,7 @@ def test_every_parameter_is_in_the_name(field: str) -> None:
         "scale_bits": 7,
     }.get(
         field,
-        getattr(base, field) + 1
-        if field not in ("codes", "drain_chains", "act_ports", "result_lanes")
-        else 1,
+        getattr(base, field) + 1 if field not in ("codes", "drain_chains", "act_ports", "result_lanes") else 1,
     )
     assert module_name("CoreRTL", base.replace(**{field: changed})) != module_name("CoreRTL", base)
 

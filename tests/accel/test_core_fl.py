@@ -48,9 +48,7 @@ def functional(config: CoreConfig, x: np.ndarray, weight: NMWeight, code: str | 
     return results[None]
 
 
-@example(
-    Case(TINY, NMPattern(3, 7), 9, 100, 5, -1, symmetric=False, weights="extreme", acts="extreme", seed=5)
-)
+@example(Case(TINY, NMPattern(3, 7), 9, 100, 5, -1, symmetric=False, weights="extreme", acts="extreme", seed=5))
 @given(cases(core_configs()))
 def test_functional_level_is_the_definition(case: Case) -> None:
     x, weight = case.build()

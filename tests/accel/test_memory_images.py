@@ -113,12 +113,8 @@ def test_activations_lie_where_the_module_says(
 
 @pytest.mark.parametrize("act_bits", [4, 8, 16])
 @pytest.mark.parametrize(("window", "rows", "ports"), [(1, 1, 1), (3, 5, 2), (5, 3, 3), (7, 4, 3), (8, 2, 1)])
-def test_odd_windows_and_ports_that_do_not_divide_rows(
-    act_bits: int, window: int, rows: int, ports: int
-) -> None:
-    config = TINY.replace(
-        act_bits=act_bits, window=window, rows=rows, act_ports=ports, lanes=1, act_words=256
-    )
+def test_odd_windows_and_ports_that_do_not_divide_rows(act_bits: int, window: int, rows: int, ports: int) -> None:
+    config = TINY.replace(act_bits=act_bits, window=window, rows=rows, act_ports=ports, lanes=1, act_words=256)
     layout = layout_for(config, NMPattern(1, 1), 3, 23, -1)
     tokens = 2 * rows + 1
     low, high = config.act_range
@@ -153,9 +149,7 @@ def results_by_hand(
 
 
 @given(gemms(), st.booleans(), st.integers(0, 1 << 16))
-def test_results_lie_where_the_module_says(
-    gemm: tuple[CoreConfig, StreamLayout, int], wide: bool, seed: int
-) -> None:
+def test_results_lie_where_the_module_says(gemm: tuple[CoreConfig, StreamLayout, int], wide: bool, seed: int) -> None:
     config, layout, tokens = gemm
     limit = 1 << (62 if wide else 31)
     padded = -(-layout.out_features // config.columns) * config.columns
@@ -204,9 +198,7 @@ def test_results_lie_where_the_module_says(
     ],
     ids=["vector", "no token", "float", "bool", "K", "too large", "too small", "unsigned"],
 )  # fmt: skip
-def test_activations_that_do_not_fit_are_refused(
-    x: np.ndarray, error_type: type[Exception], words: str
-) -> None:
+def test_activations_that_do_not_fit_are_refused(x: np.ndarray, error_type: type[Exception], words: str) -> None:
     with pytest.raises(error_type) as error:
         check_activations(x, 4, 4)
     assert str(error.value).startswith(words)

@@ -53,18 +53,14 @@ def steps_at_best_constant_rate(pattern: NMPattern, total: int, lanes: int, wind
     """Steps with the largest lane count that always fits, as section 4 of the design defines L_eff."""
     for rate in range(lanes, 0, -1):
         firsts = range(0, total, rate)
-        if all(
-            fits_in_one_step(pattern, first, min(first + rate, total) - 1, lanes, window) for first in firsts
-        ):
+        if all(fits_in_one_step(pattern, first, min(first + rate, total) - 1, lanes, window) for first in firsts):
             return len(firsts)
     raise AssertionError("one nonzero a step always fits")
 
 
 def check_lane_by_lane(steps: list[Step], pattern: NMPattern, group: int, lanes: int, window: int) -> None:
     """Simulate the lanes one by one, each with every position that its weight may have in its block."""
-    expected = iter(
-        (block * pattern.m, number) for block in range(group // pattern.m) for number in range(pattern.n)
-    )
+    expected = iter((block * pattern.m, number) for block in range(group // pattern.m) for number in range(pattern.n))
     number_in_order = 0
     for step in steps:
         assert step.first == number_in_order
@@ -98,9 +94,7 @@ def test_no_cut_has_fewer_steps(lanes: int, window: int) -> None:
             pattern = NMPattern(n, m)
             for blocks in {1, 3, -(-20 // n)}:
                 got = steps_per_group(pattern, blocks * m, lanes, window)
-                assert got == fewest_steps(pattern, blocks * n, lanes, window), (
-                    f"{blocks} blocks of {pattern}"
-                )
+                assert got == fewest_steps(pattern, blocks * n, lanes, window), f"{blocks} blocks of {pattern}"
                 assert got <= steps_at_best_constant_rate(pattern, blocks * n, lanes, window)
 
 

@@ -198,9 +198,7 @@ def test_an_unknown_flag_is_refused_where_sizes_agree() -> None:
 
 def resigned_payload(stream: PackedStream, payload: bytes) -> PackedStream:
     """A stream of other bytes, as a writer with a bug would give it: every checksum is right."""
-    return PackedStream.from_bytes(
-        signed_again(stream.to_bytes()[:64] + payload, checksum=zlib.crc32(payload))
-    )
+    return PackedStream.from_bytes(signed_again(stream.to_bytes()[:64] + payload, checksum=zlib.crc32(payload)))
 
 
 def test_damage_under_a_right_checksum_is_refused_where_it_is_decoded() -> None:
@@ -224,7 +222,5 @@ def test_a_zero_point_beyond_fifteen_is_refused() -> None:
     damaged = resigned_payload(stream, bytes(payload))
     acts = pack_activations(TINY, damaged.layout, np.zeros((1, 8), np.int64))
     for read in (lambda: unpack(damaged), lambda: run_fl(TINY, damaged, acts, 1)):
-        with pytest.raises(
-            ValueError, match=r"^A tile's zero point is \d+, beyond 15: the stream is damaged\.$"
-        ):
+        with pytest.raises(ValueError, match=r"^A tile's zero point is \d+, beyond 15: the stream is damaged\.$"):
             read()

@@ -299,9 +299,7 @@ def test_payload_has_the_bytes_that_the_formula_says(case: Case) -> None:
     ("pattern", "code", "expected"),
     [("2:4", "rank", 2.8125), ("2:4", "index", 3.0625), ("1:1", "none", 4.0625)],
 )
-def test_bits_per_weight_on_the_packed_bytes_of_a_large_layer(
-    pattern: str, code: str, expected: float
-) -> None:
+def test_bits_per_weight_on_the_packed_bytes_of_a_large_layer(pattern: str, code: str, expected: float) -> None:
     weight = random_weight(8, pattern, 4096, 4096, 128)
     stream = pack(weight, EDGE, code)
     bits = 8 * len(stream.payload) / (4096 * 4096)
@@ -337,8 +335,7 @@ def test_the_shortest_code_is_the_default() -> None:
             random_weight(1, "2:9", 2, 18, 9),
             TINY,
             None,
-            "Pattern 2:9 has blocks of 9 weights, but this core's window holds 8; patterns with m up to 8 "
-            "are allowed.",
+            "Pattern 2:9 has blocks of 9 weights, but this core's window holds 8; patterns with m up to 8 are allowed.",
         ),
         (
             random_weight(1, "2:4", 2, 132, 4),
@@ -405,9 +402,7 @@ def test_the_shortest_code_is_the_default() -> None:
         "scale",
     ],
 )
-def test_weights_beyond_the_core_are_refused(
-    weight: NMWeight, config: object, code: str | None, words: str
-) -> None:
+def test_weights_beyond_the_core_are_refused(weight: NMWeight, config: object, code: str | None, words: str) -> None:
     with pytest.raises(ConfigError) as error:
         pack(weight, config, code)  # type: ignore[arg-type]
     assert str(error.value) == words
@@ -424,9 +419,7 @@ def test_the_ends_of_the_capacity_are_accepted() -> None:
     weight = random_weight(2, "1:1", 2, 128, -1)
     narrow = TINY.replace(scale_bits=5)
     for scale in (-16, 15):
-        ok = NMWeight(
-            weight.values, weight.mask, np.full((2, 1), scale), weight.channel_scale, weight.pattern, -1
-        )
+        ok = NMWeight(weight.values, weight.mask, np.full((2, 1), scale), weight.channel_scale, weight.pattern, -1)
         assert unpack(pack(ok, narrow)).group_scale.tolist() == [[scale] * 4] * 2
 
 
@@ -461,22 +454,16 @@ def test_a_stream_for_another_core_is_refused() -> None:
         stream.require_core(TINY.replace(codes=("index",)))
     with pytest.raises(ConfigError, match=r"sized for k_max = 32\.$"):
         stream.require_core(TINY.replace(k_max=32))
-    with pytest.raises(
-        ConfigError, match=r"^Pattern 2:4 has blocks of 4 weights, but this core's window holds 3"
-    ):
+    with pytest.raises(ConfigError, match=r"^Pattern 2:4 has blocks of 4 weights, but this core's window holds 3"):
         stream.require_core(TINY.replace(window=3, act_words=64))
     with pytest.raises(ConfigError, match=r"^The weights have zero points"):
-        pack(random_weight(3, "2:4", 3, 64, 32, symmetric=False), TINY).require_core(
-            TINY.replace(asymmetric=False)
-        )
+        pack(random_weight(3, "2:4", 3, 64, 32, symmetric=False), TINY).require_core(TINY.replace(asymmetric=False))
 
 
 def test_a_stream_with_wider_scales_than_the_core_is_refused() -> None:
     """Tile geometry does not tell: the core would cut the scale's high bits off."""
     stream = pack(random_weight(4, "2:4", 3, 64, 4), TINY)
-    with pytest.raises(
-        ConfigError, match=r"^Group scales run from -\d+ to \d+, but this core's 4-bit scales hold -8"
-    ):
+    with pytest.raises(ConfigError, match=r"^Group scales run from -\d+ to \d+, but this core's 4-bit scales hold -8"):
         stream.require_core(TINY.replace(scale_bits=4))
 
 

@@ -1,0 +1,279 @@
+"""Position decoders of the column feeder, against lists of all kept sets of a block."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+from pymtl3 import Component, InPort, OutPort
+
+from accel import CoreConfig, load_preset
+from accel.column_feeder.ColumnFeederRTL import BitmaskDecoderRTL, LaneDecoderRTL, RankDecoderRTL
+from accel.config import count_bits
+from accel.core.CoreMsg import position_bits
+from quant import NMPattern
+
+TINY = load_preset("tiny")
+
+
+def kept_sets(n: int, m: int) -> list[tuple[int, ...]]:
+    """Kept sets in colexicographic order: by their largest position, then the next, …"""
+    return sorted(combinations(range(m), n), key=lambda kept: kept[::-1])
+
+
+def width(largest: int) -> int:
+    return max(1, len(f"{largest:b}"))
+
+
+# -- rank ------------------------------------------------------------------------------------------------
+
+
+def check_all_ranks(pins: object, m_max: int) -> None:
+    for m in range(1, m_max + 1):
+        for n in range(1, m + 1):
+            for rank, kept in enumerate(kept_sets(n, m)):
+                for place in range(n):
+                    pins.drive(rank=rank, n=n, place=place)
+                    assert pins.read("position") == kept[place], f"{n}:{m}, rank {rank}, place {place}"
+
+
+def rank_decoder(m_max: int, extra_position_bits: int = 0) -> RankDecoderRTL:
+    largest_rank = max(len(kept_sets(n, m_max)) for n in range(m_max + 1))
+    return RankDecoderRTL(m_max, width(largest_rank), width(m_max - 1) + extra_position_bits)
+
+
+@pytest.mark.parametrize(("m_max", "extra"), [*((m, 0) for m in range(1, 9)), (8, 1), (8, 2), (4, 1)])
+def test_every_rank_of_every_pattern(m_max: int, extra: int, open_pins: Callable) -> None:
+    check_all_ranks(open_pins(rank_decoder(m_max, extra), f"RankDecoder_{m_max}_{extra}", "python"), m_max)
+
+
+def test_every_rank_of_every_pattern_in_the_translation(open_pins: Callable) -> None:
+    check_all_ranks(open_pins(rank_decoder(8, 1), "RankDecoder_8_1", "verilog"), 8)
+
+
+# -- bitmask ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m_max", range(1, 7))
+def test_every_bitmask(m_max: int, open_pins: Callable) -> None:
+    """Masks of all bits: of a shorter block, the upper ones are those of the blocks after it."""
+    decoder = BitmaskDecoderRTL(m_max, width(m_max - 1))
+    pins = open_pins(decoder, f"BitmaskDecoder_{m_max}", "python")
+    for mask in range(1 << m_max):
+        kept = [bit for bit in range(m_max) if mask >> bit & 1]
+        for place, position in enumerate(kept):
+            pins.drive(mask=mask, place=place)
+            assert pins.read("position") == position
+
+
+# -- a lane's decoder ------------------------------------------------------------------------------------
+
+
+def check_lane(config: CoreConfig, pins: object, rounds: int, seed: int = 1) -> None:
+    """Code windows of a few blocks, with other bits around them; the lane looks at one nonzero of one block."""
+    rng = random.Random(seed)
+    numbers = {"none": 0, "index": 1, "bitmask": 2, "rank": 3}
+    choices = [(pattern, code) for pattern in config.patterns() for code in config.codes_of(pattern)]
+    for turn in range(max(rounds, len(choices))):
+        pattern, code = choices[turn] if turn < len(choices) else rng.choice(choices)
+        n, m = pattern.n, pattern.m
+        sets = kept_sets(n, m) if m <= 9 else [tuple(sorted(rng.sample(range(m), n))) for _ in range(5)]
+        kept = rng.choice(sets)
+        place = rng.randrange(n)
+        noise = rng.getrandbits(config.code_window_bits)
+        if code == "none":
+            field_bits, field = 0, 0
+        elif code == "index":
+            field_bits, field = width(m - 1), kept[place]
+        elif code == "bitmask":
+            field_bits, field = m, sum(1 << position for position in kept)
+        else:
+            field_bits, field = width(len(sets) - 1), sets.index(kept)
+        shift = rng.randint(0, config.code_window_bits - field_bits) if field_bits else 0
+        shift = min(shift, config.code_window_bits - 1)
+        cleared = noise & ~(((1 << field_bits) - 1) << shift)
+        pins.drive(
+            codes=cleared | field << shift,
+            shift=shift,
+            code=numbers[code],
+            mask=(1 << field_bits) - 1,
+            n=n,
+            place=place,
+        )
+        expected = place if code == "none" else kept[place]
+        assert pins.read("position") == expected, f"{pattern} by {code}, {kept}, place {place}, shift {shift}"
+
+
+LANE_CORES = {
+    "tiny": TINY,
+    "rank": TINY.replace(codes=("rank",)),
+    "index5": TINY.replace(codes=("index",), window=5),
+    "bitmask7": TINY.replace(codes=("bitmask",), window=7),
+    "window1": TINY.replace(window=1, lanes=1, act_words=128),
+    "window2": TINY.replace(window=2, act_words=64),
+    "window3": TINY.replace(window=3, lanes=3, act_words=64, slice_bytes=4),
+    "window9": TINY.replace(window=9, codes=("rank", "bitmask"), lanes=3),
+    "edge": load_preset("edge"),
+}
+
+
+@pytest.mark.parametrize("name", LANE_CORES)
+def test_a_lane_finds_its_weight_among_the_codes(name: str, open_pins: Callable) -> None:
+    config = LANE_CORES[name]
+    check_lane(config, open_pins(LaneDecoderRTL(config), f"LaneDecoder_{name}", "python"), 300)
+
+
+@pytest.mark.parametrize("name", ["edge"])
+def test_a_lane_finds_its_weight_in_the_translation(name: str, open_pins: Callable) -> None:
+    config = LANE_CORES[name]
+    check_lane(config, open_pins(LaneDecoderRTL(config), f"LaneDecoder_{name}", "verilog"), 3000)
+
+
+def test_every_pattern_of_the_tiny_core_in_every_code(open_pins: Callable) -> None:
+    """Exhaustive over kept sets and places, at the position of the first block."""
+    pins = open_pins(LaneDecoderRTL(TINY), "LaneDecoder", "python")
+    for m in range(2, 9):
+        for n in range(1, m):
+            sets = kept_sets(n, m)
+            for rank, kept in enumerate(sets):
+                mask = sum(1 << position for position in kept)
+                for place, position in enumerate(kept):
+                    fields = {1: (position, width(m - 1)), 2: (mask, m), 3: (rank, width(len(sets) - 1))}
+                    for code, (field, bits) in fields.items():
+                        pins.drive(codes=field, shift=0, code=code, mask=(1 << bits) - 1, n=n, place=place)
+                        assert pins.read("position") == position
+    assert NMPattern(8, 8) in TINY.patterns()
+
+
+# -- the whole feeder ------------------------------------------------------------------------------------
+
+
+class FeederBench(Component):
+    """A column feeder whose lists are side by side in single ports."""
+
+    def construct(s, config: CoreConfig) -> None:
+        from accel.column_feeder.ColumnFeederRTL import ColumnFeederRTL
+        from accel.core.CoreMsg import mk_step_msg
+
+        lanes, position_nbits, weight_bits = config.lanes, position_bits(config), config.weight_bits
+        shift_nbits = count_bits(config.code_window_bits - 1)
+        Step = mk_step_msg(config)
+        s.step_val = InPort()
+        s.first = InPort()
+        s.last = InPort()
+        s.lane_val = InPort(lanes)
+        s.offset = InPort(lanes * position_nbits)
+        s.place = InPort(lanes * position_nbits)
+        s.shift = InPort(lanes * shift_nbits)
+        s.code = InPort(2)
+        s.code_mask = InPort(config.code_field_bits)
+        s.n = InPort(count_bits(config.window))
+        s.asymmetric = InPort()
+        s.code_bit = InPort(count_bits(config.slice_bits - 1))
+        s.value_nibble = InPort(count_bits(2 * config.slice_bytes - 1))
+        s.codes = InPort(2 * config.slice_bits)
+        s.values = InPort(2 * config.slice_bits)
+        s.tile_header = InPort(config.header_bits)
+        s.val = OutPort()
+        s.first_out = OutPort()
+        s.last_out = OutPort()
+        s.index = OutPort(lanes * position_nbits)
+        s.weight = OutPort(lanes * weight_bits)
+        s.scale = OutPort(config.scale_bits)
+        s.feeder = ColumnFeederRTL(config)
+        step = s.feeder.step
+        for name in Step.__bitstruct_fields__:
+            port = getattr(step, name)
+            if hasattr(s, name):
+                port //= getattr(s, name)
+            else:
+                port //= 0
+        s.feeder.step_val //= s.step_val
+        s.feeder.code_low //= s.codes[0 : config.slice_bits]
+        s.feeder.code_high //= s.codes[config.slice_bits : 2 * config.slice_bits]
+        s.feeder.value_low //= s.values[0 : config.slice_bits]
+        s.feeder.value_high //= s.values[config.slice_bits : 2 * config.slice_bits]
+        s.feeder.header //= s.tile_header
+        s.feeder.val //= s.val
+        s.feeder.first //= s.first_out
+        s.feeder.last //= s.last_out
+        s.feeder.scale //= s.scale
+        for lane in range(lanes):
+            s.index[lane * position_nbits : (lane + 1) * position_nbits] //= s.feeder.index[lane]
+            s.weight[lane * weight_bits : (lane + 1) * weight_bits] //= s.feeder.weight[lane]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "level"),
+    [
+        ("zero_points", {}, "python"),
+        ("symmetric", {"asymmetric": False, "codes": ("index",), "window": 5, "lanes": 3}, "python"),
+        ("zero_points", {}, "verilog"),
+    ],
+)
+def test_pairs_come_out_three_cycles_later(name: str, changes: dict, level: str, open_pins: Callable) -> None:
+    """Steps of random blocks at random places in the slices; expected pairs by taking positions from lists."""
+    config = TINY.replace(**changes)
+    rng = random.Random(f"{name}")
+    pins = open_pins(FeederBench(config), f"FeederBench_{name}", level)
+    position_nbits, shift_nbits = position_bits(config), count_bits(config.code_window_bits - 1)
+    patterns = [p for p in config.patterns() if p.n < p.m and "index" in config.codes_of(p)]
+    expected: list[tuple | None] = []
+    for _ in range(250):
+        if rng.random() < 0.2:
+            pins.drive(step_val=0, lane_val=rng.getrandbits(config.lanes))
+            expected.append(None)
+        else:
+            pattern = rng.choice(patterns)
+            n, m = pattern.n, pattern.m
+            blocks = [rng.choice(kept_sets(n, m)) for _ in range(config.window // m)]
+            slots = [(block, place) for block in range(len(blocks)) for place in range(n)]
+            count = rng.randint(1, min(config.lanes, len(slots)))
+            nibbles = [rng.randrange(16) for _ in range(config.lanes)]
+            zero = rng.randrange(16) if config.asymmetric else 0
+            asymmetric = bool(config.asymmetric and rng.random() < 0.7)
+            scale = rng.getrandbits(config.scale_bits)
+            code_bit = rng.randrange(config.slice_bits)
+            nibble_at = rng.randrange(2 * config.slice_bytes)
+            bits = width(m - 1)
+            codes = sum(blocks[b][p] << lane * bits for lane, (b, p) in enumerate(slots[:count]))
+            first, last = rng.randrange(2), rng.randrange(2)
+            pins.drive(
+                step_val=1,
+                first=first,
+                last=last,
+                lane_val=(1 << count) - 1,
+                offset=sum(b * m << i * position_nbits for i, (b, _) in enumerate(slots[:count])),
+                place=sum(p << i * position_nbits for i, (_, p) in enumerate(slots[:count])),
+                shift=sum(i * bits << i * shift_nbits for i in range(count)),
+                code=1,
+                code_mask=(1 << bits) - 1,
+                n=n,
+                asymmetric=asymmetric,
+                code_bit=code_bit,
+                value_nibble=nibble_at,
+                codes=codes << code_bit & ((1 << 2 * config.slice_bits) - 1),
+                values=sum(v << 4 * (nibble_at + i) for i, v in enumerate(nibbles))
+                & ((1 << 2 * config.slice_bits) - 1),
+                tile_header=scale | zero << config.scale_bits,
+            )
+            pairs = []
+            for (b, p), nibble in zip(slots, nibbles, strict=False):
+                value = nibble - zero if asymmetric else nibble - 16 * (nibble > 7)
+                pairs.append((b * m + blocks[b][p], value))
+            expected.append((first, last, scale, pairs[:count] + [(0, 0)] * (config.lanes - count)))
+        pins.tick()
+        if len(expected) < 3:
+            continue
+        want = expected[-3]
+        assert pins.read("val") == (want is not None)
+        if want is None:
+            continue
+        assert (pins.read("first_out"), pins.read("last_out"), pins.read("scale")) == want[:3]
+        for lane, (index, value) in enumerate(want[3]):
+            got_index = pins.read("index") >> lane * position_nbits & ((1 << position_nbits) - 1)
+            got_weight = pins.read("weight") >> lane * config.weight_bits & ((1 << config.weight_bits) - 1)
+            assert got_index == index
+            assert got_weight == value % (1 << config.weight_bits)

@@ -1,0 +1,71 @@
+"""Memories: registered reads, old data on a collision, and rings that are read two words at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymtl3 import DefaultPassGroup
+
+from accel.ram.RamRTL import PairAddressRTL, PairRamRTL, RamRTL
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 8, 13])
+@given(data=st.data())
+@settings(max_examples=12)
+def test_a_read_gives_the_word_of_before_the_edge(depth: int, data: st.DataObject) -> None:
+    ram = RamRTL(8, depth)
+    ram.elaborate()
+    ram.apply(DefaultPassGroup())
+    ram.sim_reset()
+    address, byte = st.integers(0, depth - 1), st.integers(0, 255)
+    words = [0] * depth
+    for raddr, wen, waddr, wdata in data.draw(st.lists(st.tuples(address, st.booleans(), address, byte), max_size=20)):
+        ram.raddr @= raddr
+        ram.wen @= wen
+        ram.waddr @= waddr
+        ram.wdata @= wdata
+        ram.sim_tick()
+        assert ram.rdata == words[raddr], "a collision must give the old word"
+        if wen:
+            words[waddr] = wdata
+
+
+@pytest.mark.parametrize("words", [2, 4, 6, 10, 16])
+def test_bank_addresses_of_every_pair(words: int, open_pins: Callable) -> None:
+    pins = open_pins(PairAddressRTL(words), f"PairAddress_{words}", "python")
+    for addr in range(words):
+        pins.drive(addr=addr)
+        pair = {addr % 2: addr, (addr + 1) % words % 2: (addr + 1) % words}
+        assert pins.read("even") == pair[0] // 2
+        assert pins.read("odd") == pair[1] // 2
+        assert pins.read("swap") == addr % 2
+
+
+@pytest.mark.parametrize("words", [2, 4, 6, 10])
+@given(data=st.data())
+@settings(max_examples=12)
+def test_a_ring_is_read_two_words_at_a_time(words: int, data: st.DataObject) -> None:
+    ring = PairRamRTL(8, words)
+    ring.elaborate()
+    ring.apply(DefaultPassGroup())
+    ring.sim_reset()
+    stored = [0] * words
+    for word in range(words):
+        ring.wen @= 1
+        ring.waddr @= word
+        ring.wdata @= stored[word]
+        ring.sim_tick()
+    address, byte = st.integers(0, words - 1), st.integers(0, 255)
+    for raddr, wen, waddr, wdata in data.draw(st.lists(st.tuples(address, st.booleans(), address, byte), max_size=25)):
+        ring.raddr @= raddr
+        ring.wen @= wen
+        ring.waddr @= waddr
+        ring.wdata @= wdata
+        ring.sim_tick()
+        assert ring.low == stored[raddr]
+        assert ring.high == stored[(raddr + 1) % words]
+        if wen:
+            stored[waddr] = wdata

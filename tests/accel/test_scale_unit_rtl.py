@@ -1,0 +1,50 @@
+"""Scale unit: every scale times the ends and the middle of a partial's range, for several widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from accel import load_preset
+from accel.config import CoreConfig
+from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
+
+
+def core(act_bits: int, asymmetric: bool, scale_bits: int, group_max: int) -> CoreConfig:
+    sizes = {"group_max": group_max, "k_max": 4096, "act_words": 512}
+    return load_preset("tiny").replace(act_bits=act_bits, asymmetric=asymmetric, scale_bits=scale_bits, **sizes)
+
+
+CORES = {
+    "a4s2g8": core(4, False, 2, 8),
+    "a8z8g32": core(8, True, 8, 32),
+    "a8s5g100": core(8, False, 5, 100),
+    "a16z8g4096": core(16, True, 8, 4096),
+}
+
+
+def check_products(config: CoreConfig, pins: object) -> None:
+    low, high = config.partial_range(config.group_max)
+    partial_span, scaled_span = 1 << config.partial_bits, 1 << config.scaled_bits
+    for scale in range(config.scale_range[0], config.scale_range[1] + 1):
+        for partial in (low, low + 1, -1, 0, 1, high - 1, high):
+            pins.drive(partial=partial % partial_span, scale=scale % (1 << config.scale_bits))
+            pins.tick()
+            assert pins.read("scaled") == partial * scale % scaled_span
+            assert -scaled_span <= 2 * partial * scale < scaled_span, "the product does not fit its width"
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_products_are_exact(name: str, open_pins: Callable) -> None:
+    check_products(CORES[name], open_pins(ScaleUnitRTL(CORES[name]), f"ScaleUnit_{name}", "python"))
+
+
+def test_the_translation_gives_the_same_products(open_pins: Callable) -> None:
+    config = CORES["a16z8g4096"]
+    check_products(config, open_pins(ScaleUnitRTL(config), "ScaleUnit_a16", "verilog"))
+
+
+def test_a_partial_that_is_as_wide_as_its_product_is_among_the_cases() -> None:
+    """There is nothing to extend then, which a translation could get wrong: −2 · −512 fits where 512 does."""
+    assert CORES["a4s2g8"].scaled_bits == CORES["a4s2g8"].partial_bits
