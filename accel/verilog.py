@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -34,7 +35,9 @@ def core_verilog(config: CoreConfig) -> str:
     core.elaborate()
     with _scratch_folder() as folder:
         core.apply(VerilogTranslationPass())
-        return (folder / f"{name}__pickled.v").read_text(encoding="utf-8")
+        text = (folder / f"{name}__pickled.v").read_text(encoding="utf-8")
+    # Comments say where a block's source lies: without the folder, the same core is the same file on any machine.
+    return re.sub(r"// At .*/(accel|pymtl3)/", r"// At \1/", text)
 
 
 def manifest(config: CoreConfig) -> dict[str, Any]:
@@ -82,12 +85,14 @@ def write_verilog(config: CoreConfig, folder: Path) -> tuple[Path, Path]:
     name = module_name("CoreRTL", config)
     paths = folder / f"{name}.sv", folder / f"{name}.json"
     texts = core_verilog(config), json.dumps(manifest(config), indent=2) + "\n"
-    for path, text in zip(paths, texts, strict=True):
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+    partials = [path.with_name(f".{path.name}.{os.getpid()}") for path in paths]
+    try:
+        for partial, text in zip(partials, texts, strict=True):
             partial.write_text(text, encoding="utf-8")
+        for partial, path in zip(partials, paths, strict=True):
             partial.replace(path)
-        finally:
+    finally:
+        for partial in partials:
             partial.unlink(missing_ok=True)
     return paths
 
