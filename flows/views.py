@@ -80,7 +80,7 @@ def info_view(document: dict[str, Any], facts: Sequence[PatternFacts]) -> list[R
     patterns = table_of(
         "Patterns (INT4 weights, 8-bit scales, symmetric)",
         ["pattern", "code"],
-        ["group", "steps/group", "lane use", "MAC/cycle as dense", "bits/weight", "less than FP16"],
+        ["group", "steps\n/group", "lane use", "MAC/cycle\nas dense", "bits\n/weight", "less than\nFP16"],
         caption="MAC/cycle as dense: what a dense core would have to do for the same product",
     )
     for fact in facts:
