@@ -76,16 +76,12 @@ def lane_use(pattern: NMPattern, lanes: int, window: int) -> float:
     """Share of lanes at work over a long group: 1.0 unless the window limits the pattern."""
     _require_fit(pattern, window)
     room = pattern.n * (window // pattern.m)
-    # What a step takes depends only on where in a block it starts, so the counts repeat from some start on.
-    counts: list[int] = []
-    seen: dict[int, int] = {}
-    within = 0
-    while within not in seen:
-        seen[within] = len(counts)
-        counts.append(min(lanes, room - within))
-        within = (within + counts[-1]) % pattern.n
-    period = counts[seen[within] :]
-    return sum(period) / (lanes * len(period))
+    # Steps repeat as soon as one starts at a block's start again.
+    steps = taken = 0
+    while steps == 0 or taken % pattern.n:
+        taken += min(lanes, room - taken % pattern.n)
+        steps += 1
+    return taken / (lanes * steps)
 
 
 def blocks_in_step(pattern: NMPattern, lanes: int, window: int) -> int:
