@@ -2,8 +2,8 @@
 
 The nonzeros of an output row are numbered j = 0.. within a group, n to a block of m weights. A step takes
 consecutive nonzeros, one a lane, as long as their blocks fit the activation window that starts at the
-first of these blocks. Taking as many as fit is optimal: the furthest reachable nonzero never moves back
-when a step starts later, so no other schedule of consecutive nonzeros has fewer steps. It gives the
+first of these blocks. Taking as many as fit is optimal among windows of whole blocks: the furthest reachable
+nonzero never moves back when a step starts later, so no such schedule has fewer steps. It gives the
 constant lane count of n:m patterns that fit the window, and ends a step at a block's end where the window
 does (5:8 in a window of 8).
 

@@ -164,6 +164,8 @@ def layout_for(
     ConfigError
         When the matrix or its pattern is beyond the core's capacity, with the limit named.
     """
+    if pattern.is_dense:
+        pattern = NMPattern(1, 1)  # the same stream for any n:n, and no block to fit the window
     if pattern.m > config.m_max:
         raise ConfigError(
             f"Pattern {pattern} has blocks of {pattern.m} weights, but this core's window holds {config.window}; "
@@ -193,7 +195,7 @@ def layout_for(
         in_features=in_features,
         group=group,
         groups=groups,
-        group_size=group_size,
+        group_size=-1 if group_size >= in_features else group_size,
         columns=config.columns,
         slice_bytes=config.slice_bytes,
     )
@@ -358,7 +360,7 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
         code=code,
     )
     _require_scales(config, int(weight.group_scale.min()), int(weight.group_scale.max()))
-    n, m = weight.pattern.n, weight.pattern.m
+    n, m = layout.pattern.n, layout.pattern.m
     blocks = layout.k_padded // m
     rows = layout.out_tiles * layout.columns
     # Each tile column repeats the scale and the zero point of the quantiser's group that it belongs to.
@@ -393,10 +395,10 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
         filler = np.repeat(zero[start:stop], layout.group // m, axis=1)[:, :, None]
         nibbles = np.where(kept, nibbles, filler).reshape(stop - start, layout.groups, layout.slots)
         if layout.code != "none":
-            fields = encode_blocks(slots, layout.code, weight.pattern).reshape(stop - start, layout.groups, -1)
+            fields = encode_blocks(slots, layout.code, layout.pattern).reshape(stop - start, layout.groups, -1)
             begin = layout.header_bytes
             payload[start:stop, :, begin : begin + layout.code_bytes] = _pack_fields(
-                fields, code_bits(layout.code, weight.pattern), layout.code_bytes
+                fields, code_bits(layout.code, layout.pattern), layout.code_bytes
             )
         payload[start:stop, :, layout.header_bytes + layout.code_bytes :] = _pack_fields(nibbles, 4, layout.value_bytes)
 

@@ -63,6 +63,8 @@ class Case:
         scales = _background(rng, self.weights, (rows, groups), scale_low, scale_high)
         if self.weights == "zero":
             scales += 1
+        if self.weights == "uniform":
+            scales[rng.random(scales.shape) < 0.1] = 0
         zero_point = None if self.symmetric else _background(rng, self.weights, (rows, groups), 0, 15)
         mask = _mask(rng, self.weights, rows, features, pattern)
         if self.weights == "uniform" and groups > 1:

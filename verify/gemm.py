@@ -15,7 +15,7 @@ import numpy as np
 from accel.command import Command, commands_for
 from accel.config import CoreConfig
 from accel.image import check_activations, pack_activations, result_words, unpack_results
-from accel.stream import PackedStream, pack
+from accel.stream import PackedStream, pack, unpack
 from quant import NMWeight
 from verify.stimulus import NO_STALLS, Stalls
 
@@ -71,7 +71,7 @@ class GemmJob:
         return -(-layout.out_tiles * layout.groups * layout.slots * subtiles // self.config.lanes)
 
 
-def prepare(config: CoreConfig, x: Any, weight: NMWeight, *, code: str | None = None) -> GemmJob:
+def prepare(config: CoreConfig, x: Any, weight: NMWeight | PackedStream, *, code: str | None = None) -> GemmJob:
     """Check the operands and make their memory images.
 
     Parameters
@@ -79,9 +79,9 @@ def prepare(config: CoreConfig, x: Any, weight: NMWeight, *, code: str | None = 
     x
         Activations, integers [T, K] in the range of the core's ``act_bits``; NumPy or torch.
     weight
-        N:M weights [O, K].
+        N:M weights [O, K], or a stream packed for this core, which is executed as it is.
     code
-        Block code of the stream; by default the one with the fewest bits.
+        Block code to pack with; by default the one with the fewest bits. Not with a stream, which has its own.
 
     Raises
     ------
@@ -90,13 +90,22 @@ def prepare(config: CoreConfig, x: Any, weight: NMWeight, *, code: str | None = 
     """
     if not isinstance(config, CoreConfig):
         raise TypeError(f"The first argument must be a CoreConfig, but a {type(config).__name__} was given.")
-    if not isinstance(weight, NMWeight):
+    if not isinstance(weight, (NMWeight, PackedStream)):
         raise TypeError(
-            f"The weights must be an NMWeight (see quant.quantize_rtn), but a {type(weight).__name__} was given."
+            f"The weights must be an NMWeight (see quant.quantize_rtn) or a PackedStream, but a "
+            f"{type(weight).__name__} was given."
         )
     x = np.asarray(x)
-    check_activations(x, weight.in_features, config.act_bits)
-    stream = pack(weight, config, code)
+    if isinstance(weight, PackedStream):
+        stream = weight
+        if code not in (None, stream.layout.code):
+            raise ValueError(f"The stream is packed with code {stream.layout.code!r} and cannot be read as {code!r}.")
+        stream.require_core(config)
+        weight = unpack(stream)
+        check_activations(x, weight.in_features, config.act_bits)
+    else:
+        check_activations(x, weight.in_features, config.act_bits)
+        stream = pack(weight, config, code)
     acts = pack_activations(config, stream.layout, x)
     return GemmJob(config, x, weight, stream, acts, commands_for(config, stream.layout, x.shape[0]))
 
@@ -143,7 +152,7 @@ def execute(
 def run_gemm(
     config: CoreConfig,
     x: Any,
-    weight: NMWeight,
+    weight: NMWeight | PackedStream,
     level: str = "fl",
     *,
     code: str | None = None,
@@ -159,7 +168,7 @@ def run_gemm(
     x
         Activations, integers [T, K].
     weight
-        N:M weights [O, K].
+        N:M weights [O, K], or a stream packed for this core (``PackedStream.from_bytes`` of a stored one).
     level
         ``golden`` (PyTorch), ``fl`` (packed stream, no time), ``rtl`` (PyMTL3) or ``verilog`` (Verilator).
     code, stalls, progress

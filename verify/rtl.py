@@ -40,7 +40,7 @@ def _simulator(config: CoreConfig) -> Any:
 
 def cycle_limit(config: CoreConfig, commands: list[Command], stalls: Stalls) -> int:
     """Cycles after which a run is given up: a generous multiple of all work done one item at a time."""
-    work = 2000
+    work = 500
     for command in commands:
         tiles = command.out_tiles * command.groups
         steps = command.slots * command.subtiles + command.subtiles * config.rows

@@ -43,7 +43,7 @@ class Stalls:
         for name in STREAMS:
             pattern = getattr(self, name)
             if pattern:
-                factor += len(pattern) * len(pattern) / (len(pattern) - sum(pattern))
+                factor += len(pattern) / (len(pattern) - sum(pattern))
         return factor
 
 

@@ -16,7 +16,7 @@ CODE_NONE, CODE_INDEX, CODE_BITMASK, CODE_RANK = range(4)
 
 
 def _mk(name: str, config: CoreConfig, fields: dict[str, int]):
-    # A bitstruct's name is its Verilog type: it carries the parameters, or two designs in one process would share it.
+    # A bitstruct's name is its Verilog type: readable, and another one for each configuration.
     return mk_bitstruct(f"{name}_{config_tag(config)}", {field: mk_bits(bits) for field, bits in fields.items()})
 
 
@@ -62,7 +62,7 @@ def mk_command_msg(config: CoreConfig):
 
 @cache
 def mk_step_msg(config: CoreConfig):
-    """One step of one column: where its codes and values lie and how lanes take them; it moves right with the columns."""
+    """One step of one column: where its codes and values lie and how lanes take them. It moves right."""
     lanes, position = config.lanes, position_bits(config)
     return _mk(
         "StepMsg",

@@ -1,0 +1,189 @@
+"""Differential tests: random cases through golden, FL, RTL and Verilog, results and cycles.
+
+The number of cases is that of the Hypothesis profile (``HYPOTHESIS_PROFILE=long`` for a long run), and the
+random stimulus has to prove that it reached each extreme.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+from accel import CoreConfig, load_preset
+from accel.column.ColumnRTL import ColumnRTL
+from accel.core.CoreRTL import CoreRTL
+from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
+from accel.timing import gemm_timing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymtl3 import DefaultPassGroup, InPort, OutPort, sext, update_ff, zext
+from verify import rtl
+from verify.cases import Case
+from verify.gemm import execute, prepare
+from verify.harness import EXTREMES, compare, run_campaign
+from verify.strategies import SMALLEST, cases, core_configs
+
+TINY = load_preset("tiny")
+PROFILE = settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+EXAMPLES = PROFILE.max_examples
+SEED = 20260 if PROFILE.derandomize else random.SystemRandom().randrange(1 << 32)
+
+
+def agree(configs, levels, examples, seed=SEED):
+    campaign = run_campaign(configs, levels, examples, seed)
+    assert campaign.failure is None, f"seed {seed}: {campaign.complaint}\n{campaign.failure}"
+    return campaign
+
+
+# Every value that a parameter of the core may take on its own: one of them changed, the others as in tiny.
+SWEEP = [
+    {"rows": 1},
+    {"rows": 3},
+    {"rows": 5, "drain_chains": 2},
+    {"columns": 1},
+    {"columns": 3},
+    {"columns": 5, "result_lanes": 2},
+    {"lanes": 1},
+    {"lanes": 3, "slice_bytes": 4},
+    {"lanes": 4, "slice_bytes": 4},
+    {"window": 2, "act_words": 64},
+    {"window": 5},
+    {"window": 12, "slice_bytes": 4},
+    {"act_bits": 4},
+    {"act_bits": 16},
+    {"asymmetric": False},
+    {"codes": ("rank",)},
+    {"codes": ("index",)},
+    {"codes": ("bitmask",)},
+    {"codes": ("bitmask", "rank")},
+    {"scale_bits": 2},
+    {"scale_bits": 5},
+    {"k_max": 64},
+    {"k_max": 100},
+    {"group_max": 8},
+    {"group_max": 13},
+    {"subtiles": 1},
+    {"subtiles": 3},
+    {"drain_chains": 2},
+    {"slice_bytes": 1, "asymmetric": False},
+    {"slice_bytes": 4},
+    {"slice_bytes": 8},
+    {"weight_tiles": 3},
+    {"weight_tiles": 5},
+    {"act_words": 16},
+    {"act_words": 34},
+    {"act_ports": 2},
+    {"rows": 5, "act_ports": 3},
+    {"result_lanes": 2},
+    {"rows": 1, "columns": 1, "lanes": 1, "window": 8},
+]
+
+
+def test_the_sweep_changes_every_parameter():
+    changed = {name for change in SWEEP for name in change}
+    assert changed == set(TINY.as_dict())
+
+
+@pytest.mark.parametrize("change", SWEEP, ids=lambda change: ",".join(f"{k}={v}" for k, v in change.items()))
+def test_every_parameter_on_its_own(change):
+    agree(st.just(TINY.replace(**change)), ("golden", "fl", "rtl"), 4)
+
+
+def test_random_cores():
+    campaign = agree(core_configs(), ("golden", "fl", "rtl"), 3 * EXAMPLES)
+    assert campaign.missed == []
+    assert len(campaign.patterns) >= 20
+
+
+def test_the_smallest_core():
+    agree(st.just(SMALLEST), ("golden", "fl", "rtl"), 8)
+
+
+def test_tiny_at_all_levels():
+    campaign = agree(st.just(TINY), ("golden", "fl", "rtl", "verilog"), EXAMPLES)
+    assert campaign.missed == []
+
+
+# Cores for Verilator, which takes seconds to build each: unlike in every parameter, sizes mostly odd.
+VERILATED = [
+    SMALLEST,
+    TINY.replace(rows=3, columns=5, lanes=3, window=12, slice_bytes=4, act_bits=4, drain_chains=2, act_ports=2),
+    TINY.replace(rows=5, columns=3, act_bits=16, asymmetric=False, codes=("bitmask",), result_lanes=2, subtiles=3),
+    TINY.replace(rows=1, columns=7, lanes=4, window=5, slice_bytes=8, scale_bits=3, group_max=15, codes=("index",)),
+]
+
+
+@pytest.mark.parametrize("config", VERILATED, ids=lambda config: f"{config.rows}x{config.columns}x{config.lanes}")
+def test_odd_cores_in_verilog(config):
+    agree(st.just(config), ("golden", "verilog", "rtl"), 10)
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(cases(core_configs(), max_tokens=20, max_outputs=20))
+def test_the_timing_model_is_the_rtl_without_stalls(case):
+    case = case.without_stalls()
+    x, weight = case.build()
+    job = prepare(case.config, x, weight, code=case.code)
+    run = execute(job, "rtl")
+    timing = gemm_timing(case.config, job.stream.layout, case.tokens)
+    assert (timing.cycles, timing.counters) == (run.cycles, run.counters)
+    assert timing.ideal_cycles == job.ideal_cycles <= timing.cycles
+    assert timing.act_bytes == len(job.acts)
+    assert timing.weight_bytes == len(job.stream.payload) * len(job.commands)
+
+
+# -- the harness itself: broken designs must be found ------------------------------------------------
+
+
+class WideScaleRTL(ScaleUnitRTL):
+    """Broken on purpose: the scale is zero-extended, so negative scales go wrong."""
+
+    def construct(s, config: CoreConfig):
+        bits = config.scaled_bits
+        s.partial = InPort(config.partial_bits)
+        s.scale = InPort(config.scale_bits)
+        s.scaled = OutPort(bits)
+
+        @update_ff
+        def ff_scale():
+            s.scaled <<= sext(s.partial, bits) * zext(s.scale, bits)
+
+
+def broken_core(column_type):
+    def simulator(config):
+        core = CoreRTL(config, ColumnType=column_type)
+        core.elaborate()
+        core.apply(DefaultPassGroup())
+        return core
+
+    return simulator
+
+
+class WrongScaleColumn(ColumnRTL):
+    def construct(s, config):
+        super().construct(config, ScaleType=WideScaleRTL)
+
+
+def test_a_broken_scale_unit_is_found_and_the_case_shrinks(monkeypatch, tmp_path):
+    monkeypatch.setattr(rtl, "_simulator", broken_core(WrongScaleColumn))
+    campaign = run_campaign(st.just(TINY), ("golden", "rtl"), 30, 5)
+    assert campaign.failure is not None
+    assert "rtl disagrees with golden" in campaign.complaint
+    small = campaign.failure
+    assert small.tokens == 1
+    assert small.out_features == 1
+    assert small.in_features == 1
+    # The stored case fails again while the design is broken, and passes on the real one.
+    stored = Case.from_json(small.save(tmp_path).read_text())
+    assert stored == small
+    with pytest.raises(AssertionError, match="disagrees"):
+        compare(stored, ("golden", "rtl"))
+    monkeypatch.undo()
+    compare(stored, ("golden", "rtl"))
+
+
+def test_extremes_are_counted_not_assumed():
+    campaign = run_campaign(st.just(TINY), ("golden", "fl"), 3, 1)
+    assert campaign.missed  # three cases cannot reach them all
+    assert set(campaign.missed) | {name for name in EXTREMES if campaign.reached[name]} == set(EXTREMES)
