@@ -2,7 +2,7 @@
 # installed by pip into .venv on the first call.
 
 PYTHON ?= python3
-#: extra words for pip, for instance: make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#: extra words for pip, such as an index of CPU-only torch wheels
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n 2
 

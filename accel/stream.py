@@ -164,6 +164,7 @@ def layout_for(
     ConfigError
         When the matrix or its pattern is beyond the core's capacity, with the limit named.
     """
+    given = pattern
     if pattern.is_dense:
         pattern = NMPattern(1, 1)  # the same stream for any n:n, and no block to fit the window
     if pattern.m > config.m_max:
@@ -179,11 +180,11 @@ def layout_for(
     allowed = config.codes_of(pattern)
     if not allowed:
         raise ConfigError(
-            f"This core decodes {', '.join(config.codes)} codes, and none of them writes pattern {pattern}."
+            f"This core decodes {', '.join(config.codes)} codes, and none of them writes pattern {given}."
         )
     chosen = allowed[0] if code is None else code
     if chosen not in allowed:
-        raise ConfigError(f"Block code {chosen!r} is not available for pattern {pattern} on this core; "
+        raise ConfigError(f"Block code {chosen!r} is not available for pattern {given} on this core; "
                           f"available: {', '.join(allowed)}.")  # fmt: skip
     group = tile_group(config, pattern, in_features, group_size)
     groups = -(-in_features // group)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from accel.codes import CODES
 from accel.config import ConfigError, CoreConfig
-from accel.stream import tile_group
+from accel.stream import layout_for
 from quant import NMPattern
 from verify.cases import BACKGROUNDS, Case
 from verify.stimulus import Stalls
@@ -148,5 +148,8 @@ def cases(
 
 def _fits(config: CoreConfig, pattern: NMPattern, features: int, group_size: int) -> bool:
     """Whether K padded to whole tiles stays within the core's k_max."""
-    group = tile_group(config, pattern, features, group_size)
-    return -(-features // group) * group <= config.k_max
+    try:
+        layout_for(config, pattern, 1, features, group_size)
+    except ConfigError:
+        return False
+    return True

@@ -326,8 +326,9 @@ class ColumnFeederRTL(Component):
             s.last <<= s.step_decode.last
             s.scale <<= s.header_decode[0:scale_bits]
             for lane in range(lanes):
-                # An idle lane points at activation 0: an index beyond the window would select nothing that exists.
-                if s.step_decode.lane_val[lane]:
+                # An idle lane points at activation 0: an index beyond the window would select nothing that exists,
+                # and between steps the codes are whatever the buffer held.
+                if s.val_decode & s.step_decode.lane_val[lane]:
                     s.index[lane] <<= s.offset[lane] + s.position[lane]
                 else:
                     s.index[lane] <<= 0

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pymtl3 import DefaultPassGroup, InPort, OutPort, sext, update_ff, zext
+
 from accel import CoreConfig, load_preset
 from accel.column.ColumnRTL import ColumnRTL
 from accel.core.CoreRTL import CoreRTL
 from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
 from accel.timing import gemm_timing
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pymtl3 import DefaultPassGroup, InPort, OutPort, sext, update_ff, zext
 from verify import rtl
 from verify.cases import Case
 from verify.gemm import execute, prepare
@@ -34,6 +36,20 @@ def agree(configs, levels, examples, seed=SEED):
     campaign = run_campaign(configs, levels, examples, seed)
     assert campaign.failure is None, f"seed {seed}: {campaign.complaint}\n{campaign.failure}"
     return campaign
+
+
+def agree_and_reach_everything(configs, levels, least):
+    """At least so many cases, and rounds of them until every extreme was met: a round may miss a rare one."""
+    reached, patterns, cases_run = Counter(), Counter(), 0
+    for seed in range(SEED, SEED + 10):
+        campaign = agree(configs, levels, EXAMPLES, seed)
+        reached += campaign.reached
+        patterns += campaign.patterns
+        cases_run += campaign.cases
+        if cases_run >= least and set(reached) == set(EXTREMES):
+            break
+    assert set(reached) == set(EXTREMES), f"never reached: {set(EXTREMES) - set(reached)}"
+    return patterns
 
 
 # Every value that a parameter of the core may take on its own: one of them changed, the others as in tiny.
@@ -91,9 +107,8 @@ def test_every_parameter_on_its_own(change):
 
 
 def test_random_cores():
-    campaign = agree(core_configs(), ("golden", "fl", "rtl"), 3 * EXAMPLES)
-    assert campaign.missed == []
-    assert len(campaign.patterns) >= 20
+    patterns = agree_and_reach_everything(core_configs(), ("golden", "fl", "rtl"), 3 * EXAMPLES)
+    assert len(patterns) >= 20
 
 
 def test_the_smallest_core():
@@ -101,8 +116,7 @@ def test_the_smallest_core():
 
 
 def test_tiny_at_all_levels():
-    campaign = agree(st.just(TINY), ("golden", "fl", "rtl", "verilog"), EXAMPLES)
-    assert campaign.missed == []
+    agree_and_reach_everything(st.just(TINY), ("golden", "fl", "rtl", "verilog"), 2 * EXAMPLES)
 
 
 # Cores for Verilator, which takes seconds to build each: unlike in every parameter, sizes mostly odd.
@@ -186,4 +200,5 @@ def test_a_broken_scale_unit_is_found_and_the_case_shrinks(monkeypatch, tmp_path
 def test_extremes_are_counted_not_assumed():
     campaign = run_campaign(st.just(TINY), ("golden", "fl"), 3, 1)
     assert campaign.missed  # three cases cannot reach them all
-    assert set(campaign.missed) | {name for name in EXTREMES if campaign.reached[name]} == set(EXTREMES)
+    untimed = {name for name in EXTREMES if not name.startswith("wait_")}
+    assert set(campaign.missed) | {name for name in EXTREMES if campaign.reached[name]} == untimed

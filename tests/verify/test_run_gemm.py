@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from accel import ConfigError, PackedStream, load_preset, pack
 from golden import integer_gemm
 from quant import NMPattern, prune_magnitude, quantize_rtn
@@ -49,7 +50,7 @@ def test_a_stored_stream_runs_as_it_is(level):
     x, w = activations(), weights(symmetric=False)
     stored = PackedStream.from_bytes(pack(w, TINY, "index").to_bytes())
     assert np.array_equal(run_gemm(TINY, x, stored, level=level).y, integer_gemm(x, w).numpy())
-    with pytest.raises(ValueError, match="The stream is packed with code 'index' and cannot be read as 'rank'."):
+    with pytest.raises(ValueError, match=r"The stream is packed with code 'index' and cannot be read as 'rank'\."):
         run_gemm(TINY, x, stored, level=level, code="rank")
     with pytest.raises(ConfigError, match="The stream is packed for 2 columns of 2 bytes a word, but this core has 3"):
         run_gemm(TINY.replace(columns=3), x, stored, level=level)
@@ -106,9 +107,9 @@ def test_zero_points_need_a_core_that_subtracts_them():
 
 
 def test_other_mistakes_are_named():
-    with pytest.raises(ValueError, match="There is no level named 'netlist'; the levels are golden, fl, rtl, verilog."):
+    with pytest.raises(ValueError, match="There is no level named 'netlist'; the levels are golden, fl, rtl"):
         run_gemm(TINY, activations(), weights(), level="netlist")
-    with pytest.raises(TypeError, match="The first argument must be a CoreConfig, but a str was given."):
+    with pytest.raises(TypeError, match=r"The first argument must be a CoreConfig, but a str was given\."):
         run_gemm("tiny", activations(), weights())
     with pytest.raises(
         TypeError, match=r"The weights must be an NMWeight \(see quant.quantize_rtn\) or a PackedStream, but a ndarray"
