@@ -22,6 +22,8 @@ class Command:
     slots: int
     code_bytes: int
     value_bytes: int
+    code_words: int
+    value_words: int
     groups: int
     out_tiles: int
     subtiles: int
@@ -87,6 +89,8 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
                 slots=layout.slots,
                 code_bytes=layout.code_bytes,
                 value_bytes=layout.value_bytes,
+                code_words=-(-layout.code_bytes // config.slice_bytes),
+                value_words=-(-layout.value_bytes // config.slice_bytes),
                 groups=layout.groups,
                 out_tiles=layout.out_tiles,
                 subtiles=subtiles,

@@ -49,6 +49,8 @@ def mk_command_msg(config: CoreConfig):
             "slots": count_bits(config.group_max),  # nonzeros of an output feature in a tile
             "code_bytes": count_bits(config.code_bytes_max),  # of one column in a tile
             "value_bytes": count_bits(config.value_bytes_max),
+            "code_words": count_bits(config.code_words),  # the same in slices, rounded up
+            "value_words": count_bits(config.value_words),
             "groups": count_bits(config.k_max),  # tiles along K
             "out_tiles": count_bits(config.out_tiles_max),  # output tiles
             "subtiles": subtile_bits(config),  # token subtiles of the block

@@ -11,7 +11,7 @@ chain that is still busy.
 
 from __future__ import annotations
 
-from pymtl3 import Component, InPort, OutPort, Wire, clog2, update, update_ff, zext
+from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff, zext
 
 from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import (
@@ -118,7 +118,7 @@ class SequencerRTL(Component):
         Window, Group = mk_window_msg(config), mk_group_msg(config)
         rows, chains, window = config.rows, config.drain_chains, config.window
         act_words, code_words, value_words = config.act_words, config.code_words, config.value_words
-        slice_bits, slice_nibbles, slice_bytes = config.slice_bits, 2 * config.slice_bytes, config.slice_bytes
+        slice_bits, slice_nibbles = config.slice_bits, 2 * config.slice_bytes
         chain_rows, header_slots = config.chain_rows, config.header_slots
         size_bits = count_bits(window)
         slot_bits = count_bits(config.group_max)
@@ -142,8 +142,6 @@ class SequencerRTL(Component):
         )  # with one subtile there is none, and the width may be too small
         header_addr_bits = count_bits(header_slots - 1)
         ready_bits = count_bits(header_slots)
-        log_bytes = clog2(slice_bytes)
-        section_bits = count_bits(max(2, slice_bytes, config.code_bytes_max, config.value_bytes_max)) + 1
         idle, busy, wait_acts, wait_weights, wait_write, wait_drain = range(len(CAUSES))
 
         # Interface
@@ -205,10 +203,6 @@ class SequencerRTL(Component):
         s.step_next = Wire(Step)
         s.window_next = Wire(Window)
         s.group_next = Wire(Group)
-        s.code_sum = Wire(section_bits)
-        s.value_sum = Wire(section_bits)
-        s.tile_code_words = Wire(code_count)
-        s.tile_value_words = Wire(value_count)
         s.next_code_ptr = Wire(code_addr_bits)
         s.next_code_bit = Wire(bit_bits)
         s.code_bit_sum = Wire(bit_sum)
@@ -238,18 +232,6 @@ class SequencerRTL(Component):
         s.schedule.code_bits //= s.cmd.code_bits
         s.schedule.place //= s.place
         s.schedule.left //= s.left
-
-        # Connections: slices of a tile's sections
-        if section_bits - log_bytes >= code_count:
-            s.tile_code_words //= s.code_sum[log_bytes : log_bytes + code_count]
-        else:
-            s.tile_code_words[0 : section_bits - log_bytes] //= s.code_sum[log_bytes:section_bits]
-            s.tile_code_words[section_bits - log_bytes : code_count] //= 0
-        if section_bits - log_bytes >= value_count:
-            s.tile_value_words //= s.value_sum[log_bytes : log_bytes + value_count]
-        else:
-            s.tile_value_words[0 : section_bits - log_bytes] //= s.value_sum[log_bytes:section_bits]
-            s.tile_value_words[section_bits - log_bytes : value_count] //= 0
 
         @update
         def up_where():
@@ -288,9 +270,6 @@ class SequencerRTL(Component):
 
         @update
         def up_next():
-            s.code_sum @= zext(s.cmd.code_bytes, section_bits) + (slice_bytes - 1)
-            s.value_sum @= zext(s.cmd.value_bytes, section_bits) + (slice_bytes - 1)
-
             s.code_bit_sum @= zext(s.code_bit, bit_sum) + zext(s.schedule.code_advance, bit_sum)
             s.next_code_ptr @= s.code_ptr
             if s.code_bit_sum >= slice_bits:
@@ -311,12 +290,12 @@ class SequencerRTL(Component):
                     s.next_value_ptr @= 0
             s.next_value_nibble @= s.value_nibble_sum[0:nibble_bits]
 
-            s.next_code_base @= zext(s.code_base, code_wide) + zext(s.tile_code_words, code_wide)
+            s.next_code_base @= zext(s.code_base, code_wide) + zext(s.cmd.code_words, code_wide)
             if s.next_code_base >= code_words:
-                s.next_code_base @= zext(s.code_base, code_wide) + zext(s.tile_code_words, code_wide) - code_words
-            s.next_value_base @= zext(s.value_base, value_wide) + zext(s.tile_value_words, value_wide)
+                s.next_code_base @= zext(s.code_base, code_wide) + zext(s.cmd.code_words, code_wide) - code_words
+            s.next_value_base @= zext(s.value_base, value_wide) + zext(s.cmd.value_words, value_wide)
             if s.next_value_base >= value_words:
-                s.next_value_base @= zext(s.value_base, value_wide) + zext(s.tile_value_words, value_wide) - value_words
+                s.next_value_base @= zext(s.value_base, value_wide) + zext(s.cmd.value_words, value_wide) - value_words
 
             s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.schedule.advance, shift_sum)
             s.next_act_word @= s.act_word
@@ -351,8 +330,8 @@ class SequencerRTL(Component):
             s.step_next.code_bit @= s.code_bit
             s.step_next.value_addr @= s.value_ptr
             s.step_next.value_nibble @= s.value_nibble
-            s.step_next.code_words @= s.tile_code_words
-            s.step_next.value_words @= s.tile_value_words
+            s.step_next.code_words @= s.cmd.code_words
+            s.step_next.value_words @= s.cmd.value_words
             s.window_next.rows @= s.rows_here
             s.window_next.addr @= s.act_address[0:act_addr_bits]
             s.window_next.shift @= s.act_shift

@@ -8,7 +8,7 @@ buffers have room for all of it.
 
 from __future__ import annotations
 
-from pymtl3 import Component, InPort, OutPort, Wire, clog2, mk_bits, update, update_ff, zext
+from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
 from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import mk_command_msg
@@ -65,9 +65,7 @@ class UnpackerRTL(Component):
         # Constants
         Command = mk_command_msg(config)
         columns, slice_bytes, slice_bits = config.columns, config.slice_bytes, config.slice_bits
-        log_bytes = clog2(slice_bytes)
         section_bits = count_bits(max(2, slice_bytes, config.code_bytes_max, config.value_bytes_max))
-        sum_bits = section_bits + 1
         amount = count_bits(slice_bytes)
         code_words, value_words, header_slots = config.code_words, config.value_words, config.header_slots
         code_count, value_count = count_bits(code_words), count_bits(value_words)
@@ -108,10 +106,6 @@ class UnpackerRTL(Component):
         s.code_ptr = Wire(code_addr_bits)
         s.value_ptr = Wire(value_addr_bits)
         s.header_ptr = Wire(header_addr_bits)
-        s.tile_code_words = Wire(code_count)
-        s.tile_value_words = Wire(value_count)
-        s.code_sum = Wire(sum_bits)
-        s.value_sum = Wire(sum_bits)
         s.header_bytes = Wire(section_bits)
         s.room = Wire()
         s.need = Wire()
@@ -135,25 +129,10 @@ class UnpackerRTL(Component):
             s.gearbox[c].clear //= s.clear
 
         @update
-        def up_sizes():
-            s.code_sum @= zext(s.cmd.code_bytes, sum_bits) + (slice_bytes - 1)
-            s.value_sum @= zext(s.cmd.value_bytes, sum_bits) + (slice_bytes - 1)
+        def up_header():
             s.header_bytes @= 1
             if s.cmd.asymmetric:
                 s.header_bytes @= 2
-
-        # The words of a section are its bytes divided by the slice's, rounded up; slices are powers of two.
-        code_sum_words, value_sum_words = sum_bits - log_bytes, sum_bits - log_bytes
-        if code_sum_words >= code_count:
-            s.tile_code_words //= s.code_sum[log_bytes : log_bytes + code_count]
-        else:
-            s.tile_code_words[0:code_sum_words] //= s.code_sum[log_bytes:sum_bits]
-            s.tile_code_words[code_sum_words:code_count] //= 0
-        if value_sum_words >= value_count:
-            s.tile_value_words //= s.value_sum[log_bytes : log_bytes + value_count]
-        else:
-            s.tile_value_words[0:value_sum_words] //= s.value_sum[log_bytes:sum_bits]
-            s.tile_value_words[value_sum_words:value_count] //= 0
 
         @update
         def up_control():
@@ -163,7 +142,7 @@ class UnpackerRTL(Component):
             s.need @= s.held_bytes < s.take_bytes
             # Ready follows from registers only: room for a whole tile, and too few bytes held.
             s.room @= s.started | (
-                (s.code_free >= s.tile_code_words) & (s.value_free >= s.tile_value_words) & (s.header_free != 0)
+                (s.code_free >= s.cmd.code_words) & (s.value_free >= s.cmd.value_words) & (s.header_free != 0)
             )
             s.weights.rdy @= (s.section != idle) & s.room & s.need
             s.beat @= (s.section != idle) & s.room & (s.weights.val | ~s.need)
@@ -230,11 +209,11 @@ class UnpackerRTL(Component):
                 s.value_free <<= value_words
                 s.header_free <<= header_slots
             elif s.tile_start & s.tile_freed:
-                s.code_free <<= s.code_free - s.tile_code_words + s.freed_code_words
-                s.value_free <<= s.value_free - s.tile_value_words + s.freed_value_words
+                s.code_free <<= s.code_free - s.cmd.code_words + s.freed_code_words
+                s.value_free <<= s.value_free - s.cmd.value_words + s.freed_value_words
             elif s.tile_start:
-                s.code_free <<= s.code_free - s.tile_code_words
-                s.value_free <<= s.value_free - s.tile_value_words
+                s.code_free <<= s.code_free - s.cmd.code_words
+                s.value_free <<= s.value_free - s.cmd.value_words
                 s.header_free <<= s.header_free - 1
             elif s.tile_freed:
                 s.code_free <<= s.code_free + s.freed_code_words

@@ -51,6 +51,8 @@ def test_commands_cover_all_tokens_and_say_the_sizes(config: CoreConfig, data: s
             "slots": layout.group // pattern.m * pattern.n,
             "code_bytes": layout.code_bytes,
             "value_bytes": ceil(layout.group // pattern.m * pattern.n / 2),
+            "code_words": ceil(layout.code_bytes / config.slice_bytes),
+            "value_words": ceil(layout.value_bytes / config.slice_bytes),
             "groups": ceil(features / layout.group),
             "out_tiles": ceil(outputs / config.columns),
             "subtiles": command.subtiles,
