@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 def table_of(title: str, left: Sequence[str], right: Sequence[str], **options: Any) -> Table:
     """Return an empty table whose first columns are text and whose other ones are numbers."""
+    # Ten columns have to fit a terminal of 80: no rules between them, and no padding.
+    narrow = {"box": box.SIMPLE_HEAD, "padding": 0, "pad_edge": False}
     # Text, not str: a directory's name may look like markup.
-    table = Table(title=Text(title), **options)
+    table = Table(title=Text(title), **{**narrow, **options})
     for heading in left:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", min_width=7)
     for heading in right:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
@@ -35,7 +38,7 @@ def table_of(title: str, left: Sequence[str], right: Sequence[str], **options: A
 
 def facts_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
     """Return a table of names and what they stand for."""
-    table = table_of(title, ["", ""], [], show_header=False)
+    table = table_of(title, ["", ""], [], show_header=False, box=box.HEAVY_HEAD, padding=(0, 1), pad_edge=True)
     for name, value in rows:
         table.add_row(name, Text(value))
     return table
@@ -195,12 +198,12 @@ def comparison_table(estimates: Estimates) -> Table:
             "\ntokens/s",
             "\nbound",
             "lane\nuse",
+            "total\nseconds",
+            "vs\nfirst",
         ],
         caption="Mcycles and lane use: exact model. tokens/s, bound and seconds: estimated.\n"
         f"Lane use is that of the rows at work: decode uses 1 of {work.config.rows} rows.",
     )
-    table.add_column("total\nseconds", justify="right")
-    table.add_column("vs\nfirst", justify="right")
     reference = estimates.estimates[0].totals["total"].seconds
     for estimate in estimates.estimates:
         totals = estimate.totals
