@@ -24,13 +24,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from accel.causes import CAUSES
 from accel.command import Command, commands_for
 from accel.config import CoreConfig
 from accel.image import act_port_bytes, result_words
 from accel.schedule import steps_per_group
 from accel.stream import StreamLayout
-
-CAUSES = ("idle", "busy", "wait_acts", "wait_weights", "wait_write", "wait_drain")
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,7 @@ class _Core:
 
     def _load(self, command: Command, start: int) -> int:
         """Cycle from which the block's activations are usable."""
-        full = -(-self.config.rows // self.config.act_ports)
-        last = -(-command.last_rows // self.config.act_ports)
-        words = ((command.subtiles - 1) * full + last) * command.row_words
+        words = _act_words(self.config, command)
         while self.act_free < command.block_words:
             freed, amount = self.block_freed.pop(0)
             start = max(start, freed)

@@ -145,7 +145,7 @@ def verify(
         str, typer.Option(metavar="LEVELS", help="Levels to compare; the first is the reference.")
     ] = "golden,fl,rtl,verilog",
     examples: Annotated[int, typer.Option(metavar="N", help="Random cases to run.")] = 200,
-    seed: Annotated[int, typer.Option(metavar="S", help="The same seed gives the same cases.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="S", help="The same seed and program give the same cases.")] = 1,
     random_configs: Annotated[
         bool, typer.Option("--random-configs", help="Draw a small core for each case, too.")
     ] = False,

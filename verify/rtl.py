@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from accel.causes import CAUSES
 from accel.command import Command
 from accel.config import CoreConfig
 from accel.core.CoreMsg import mk_command_msg
 from accel.core.CoreRTL import CoreRTL
 from accel.image import act_port_bytes
-from accel.sequencer.SequencerRTL import CAUSES
 from verify.stimulus import NO_STALLS, Stalls
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+from accel.causes import CAUSES
 from accel.command import Command
 from accel.config import CoreConfig
 from accel.core.CoreMsg import mk_command_msg
 from accel.image import act_port_bytes
 from accel.naming import module_name
-from accel.sequencer.SequencerRTL import CAUSES
 from accel.verilog import core_verilog
 from verify.rtl import HangError, LevelRun, cycle_limit
 from verify.stimulus import NO_STALLS, STREAMS, Stalls

@@ -12,6 +12,7 @@ from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import mk_command_msg, subtile_bits
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 from accel.ram.RamRTL import PairAddressRTL, RamRTL
+from accel.ram.RingAddRTL import RingAddRTL
 
 
 class ActLoaderRTL(Component):
@@ -27,7 +28,6 @@ class ActLoaderRTL(Component):
         row_beats = -(-rows // ports)
         beat_bits = count_bits(row_beats - 1)
         count, addr_bits = count_bits(words), count_bits(words - 1)
-        wide = count + 1
         subtile_nbits = subtile_bits(config)
         row_bits = count_bits(rows)
         sum_bits = row_bits + count_bits(ports)
@@ -59,17 +59,14 @@ class ActLoaderRTL(Component):
         s.last_beat = Wire()
         s.last_subtile = Wire()
         s.rows_here = Wire(sum_bits)
-        s.address = Wire(wide)
-        s.next_base = Wire(wide)
 
-        @update
-        def up_address():
-            s.address @= zext(s.base, wide) + zext(s.word, wide)
-            if s.address >= words:
-                s.address @= zext(s.base, wide) + zext(s.word, wide) - words
-            s.next_base @= zext(s.base, wide) + zext(s.cmd.row_words, wide)
-            if s.next_base >= words:
-                s.next_base @= zext(s.base, wide) + zext(s.cmd.row_words, wide) - words
+        # Components
+        s.address = RingAddRTL(words)
+        s.address.base //= s.base
+        s.address.step //= s.word
+        s.next_base = RingAddRTL(words)
+        s.next_base.base //= s.base
+        s.next_base.step //= s.cmd.row_words
 
         @update
         def up_control():
@@ -108,7 +105,7 @@ class ActLoaderRTL(Component):
                     if s.last_beat:
                         s.row_beat <<= 0
                         s.row_end <<= ports
-                        s.base <<= s.next_base[0:addr_bits]
+                        s.base <<= s.next_base.out
                         s.subtile <<= s.subtile - 1
                         if s.last_subtile:
                             s.busy <<= 0
@@ -126,7 +123,7 @@ class ActLoaderRTL(Component):
 
         @update_ff
         def ff_write():
-            s.waddr <<= s.address[0:addr_bits]
+            s.waddr <<= s.address.out
             s.beat <<= s.row_beat
             for port in range(ports):
                 s.data[port] <<= s.acts.msg[port]

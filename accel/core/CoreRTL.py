@@ -14,12 +14,13 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff
 
 from accel.act_buffer.ActBufferRTL import ActBufferRTL, ActLoaderRTL
+from accel.causes import CAUSES
 from accel.column.ColumnRTL import ColumnRTL
 from accel.config import RESULT_BITS, CoreConfig
 from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_window_msg
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
 from accel.row_feeder.RowFeederRTL import RowFeederRTL
-from accel.sequencer.SequencerRTL import CAUSES, DrainSequencerRTL, SequencerRTL
+from accel.sequencer.SequencerRTL import DrainSequencerRTL, SequencerRTL
 from accel.unpacker.UnpackerRTL import UnpackerRTL
 from accel.writer.ResultWriterRTL import ResultWriterRTL
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff, zext
 
+from accel.causes import CAUSES
 from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import (
     CODE_INDEX,
@@ -25,10 +26,7 @@ from accel.core.CoreMsg import (
     subtile_bits,
 )
 from accel.interfaces import RecvIfcRTL
-
-#: What a cycle went to, in the order of the sequencer's ``cause`` output and of the core's counters.
-CAUSES = ("idle", "busy", "wait_acts", "wait_weights", "wait_write", "wait_drain")
-IDLE, BUSY, WAIT_ACTS, WAIT_WEIGHTS, WAIT_WRITE, WAIT_DRAIN = range(len(CAUSES))
+from accel.ram.RingAddRTL import RingAddRTL
 
 
 class ScheduleRTL(Component):
@@ -123,10 +121,8 @@ class SequencerRTL(Component):
         size_bits = count_bits(window)
         slot_bits = count_bits(config.group_max)
         act_addr_bits, act_count = count_bits(act_words - 1), count_bits(act_words)
-        act_wide = act_count + 1
-        code_addr_bits, code_count = count_bits(code_words - 1), count_bits(code_words)
-        value_addr_bits, value_count = count_bits(value_words - 1), count_bits(value_words)
-        code_wide, value_wide = code_count + 1, value_count + 1
+        code_addr_bits = count_bits(code_words - 1)
+        value_addr_bits = count_bits(value_words - 1)
         bit_bits, nibble_bits = count_bits(slice_bits - 1), count_bits(slice_nibbles - 1)
         shift_bits = count_bits(config.code_window_bits) + 1
         bit_sum = max(bit_bits, shift_bits) + 1
@@ -209,11 +205,6 @@ class SequencerRTL(Component):
         s.next_value_ptr = Wire(value_addr_bits)
         s.next_value_nibble = Wire(nibble_bits)
         s.value_nibble_sum = Wire(nibble_sum)
-        s.next_code_base = Wire(code_wide)
-        s.next_value_base = Wire(value_wide)
-        s.next_row_base = Wire(act_wide)
-        s.next_block_base = Wire(act_wide)
-        s.act_address = Wire(act_wide)
         s.next_act_word = Wire(act_count)
         s.next_act_shift = Wire(shift_sum)
 
@@ -224,7 +215,24 @@ class SequencerRTL(Component):
             s.rows_before[i] //= min(i * chains, rows)
             s.length_at[i] //= min(i + 1, chain_rows)
 
-        # Components
+        # Components: addresses in the rings
+        s.next_code_base = RingAddRTL(code_words)
+        s.next_code_base.base //= s.code_base
+        s.next_code_base.step //= s.cmd.code_words
+        s.next_value_base = RingAddRTL(value_words)
+        s.next_value_base.base //= s.value_base
+        s.next_value_base.step //= s.cmd.value_words
+        s.next_row_base = RingAddRTL(act_words)
+        s.next_row_base.base //= s.row_base
+        s.next_row_base.step //= s.cmd.row_words
+        s.next_block_base = RingAddRTL(act_words)
+        s.next_block_base.base //= s.block_base
+        s.next_block_base.step //= s.cmd.block_words
+        s.act_address = RingAddRTL(act_words)
+        s.act_address.base //= s.row_base
+        s.act_address.step //= s.act_word
+
+        # Components: the step's lanes
         s.schedule = ScheduleRTL(config)
         s.schedule.n //= s.cmd.n
         s.schedule.m //= s.cmd.m
@@ -290,27 +298,11 @@ class SequencerRTL(Component):
                     s.next_value_ptr @= 0
             s.next_value_nibble @= s.value_nibble_sum[0:nibble_bits]
 
-            s.next_code_base @= zext(s.code_base, code_wide) + zext(s.cmd.code_words, code_wide)
-            if s.next_code_base >= code_words:
-                s.next_code_base @= zext(s.code_base, code_wide) + zext(s.cmd.code_words, code_wide) - code_words
-            s.next_value_base @= zext(s.value_base, value_wide) + zext(s.cmd.value_words, value_wide)
-            if s.next_value_base >= value_words:
-                s.next_value_base @= zext(s.value_base, value_wide) + zext(s.cmd.value_words, value_wide) - value_words
-
             s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.schedule.advance, shift_sum)
             s.next_act_word @= s.act_word
             if s.next_act_shift >= window:
                 s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.schedule.advance, shift_sum) - window
                 s.next_act_word @= s.act_word + 1
-            s.act_address @= zext(s.row_base, act_wide) + zext(s.act_word, act_wide)
-            if s.act_address >= act_words:
-                s.act_address @= zext(s.row_base, act_wide) + zext(s.act_word, act_wide) - act_words
-            s.next_row_base @= zext(s.row_base, act_wide) + zext(s.cmd.row_words, act_wide)
-            if s.next_row_base >= act_words:
-                s.next_row_base @= zext(s.row_base, act_wide) + zext(s.cmd.row_words, act_wide) - act_words
-            s.next_block_base @= zext(s.block_base, act_wide) + zext(s.cmd.block_words, act_wide)
-            if s.next_block_base >= act_words:
-                s.next_block_base @= zext(s.block_base, act_wide) + zext(s.cmd.block_words, act_wide) - act_words
 
         @update
         def up_messages():
@@ -333,7 +325,7 @@ class SequencerRTL(Component):
             s.step_next.code_words @= s.cmd.code_words
             s.step_next.value_words @= s.cmd.value_words
             s.window_next.rows @= s.rows_here
-            s.window_next.addr @= s.act_address[0:act_addr_bits]
+            s.window_next.addr @= s.act_address.out
             s.window_next.shift @= s.act_shift
             s.window_next.block_last @= s.block_end
             s.window_next.block_words @= s.cmd.block_words
@@ -406,7 +398,7 @@ class SequencerRTL(Component):
                     s.value_nibble <<= 0
                     s.act_word <<= s.group_word
                     s.act_shift <<= s.group_shift
-                    s.row_base <<= s.next_row_base[0:act_addr_bits]
+                    s.row_base <<= s.next_row_base.out
                     s.subtile_left <<= s.subtile_left - 1
                     s.acc_addr <<= s.acc_addr + next_subtile
                     if s.last_subtile:
@@ -417,10 +409,10 @@ class SequencerRTL(Component):
                         s.header <<= s.header + 1
                         if s.header == header_slots - 1:
                             s.header <<= 0
-                        s.code_base <<= s.next_code_base[0:code_addr_bits]
-                        s.code_ptr <<= s.next_code_base[0:code_addr_bits]
-                        s.value_base <<= s.next_value_base[0:value_addr_bits]
-                        s.value_ptr <<= s.next_value_base[0:value_addr_bits]
+                        s.code_base <<= s.next_code_base.out
+                        s.code_ptr <<= s.next_code_base.out
+                        s.value_base <<= s.next_value_base.out
+                        s.value_ptr <<= s.next_value_base.out
                         s.group_word <<= s.next_act_word
                         s.group_shift <<= s.next_act_shift[0:position_nbits]
                         s.act_word <<= s.next_act_word
@@ -439,8 +431,8 @@ class SequencerRTL(Component):
                             s.tile_left <<= s.tile_left - 1
                             if s.last_tile:
                                 s.running <<= 0
-                                s.block_base <<= s.next_block_base[0:act_addr_bits]
-                                s.row_base <<= s.next_block_base[0:act_addr_bits]
+                                s.block_base <<= s.next_block_base.out
+                                s.row_base <<= s.next_block_base.out
 
         @update_ff
         def ff_credits():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pymtl3 import DefaultPassGroup
 
 from accel.ram.RamRTL import PairAddressRTL, PairRamRTL, RamRTL
+from accel.ram.RingAddRTL import RingAddRTL
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 8, 13])
@@ -42,6 +43,15 @@ def test_bank_addresses_of_every_pair(words: int, open_pins: Callable) -> None:
         assert pins.read("even") == pair[0] // 2
         assert pins.read("odd") == pair[1] // 2
         assert pins.read("swap") == addr % 2
+
+
+@pytest.mark.parametrize("words", [2, 3, 8, 12])
+def test_ring_addresses_wrap(words: int, open_pins: Callable) -> None:
+    pins = open_pins(RingAddRTL(words), f"RingAdd_{words}", "python")
+    for base in range(words):
+        for step in range(words + 1):
+            pins.drive(base=base, step=step)
+            assert pins.read("out") == (base + step) % words
 
 
 @pytest.mark.parametrize("words", [2, 4, 6, 10])
