@@ -34,6 +34,7 @@ struct Job {
     uint64_t result_bytes;  // of a result word in memory
     Pattern stalls[4];      // command, weights, acts, results
     uint64_t cycle_limit;
+    uint64_t reset_seed;  // 0: registers start at zero; else at random, where the model is built for that
     volatile uint64_t* progress;  // result words so far
     volatile uint8_t* cancel;
     uint64_t cycles;  // out: cycles simulated after reset
@@ -43,6 +44,10 @@ struct Job {
 // 0: all results came; 1: cycle limit reached; 2: cancelled.
 int nimble_run(Job* job) {
     const auto context = std::make_unique<VerilatedContext>();
+    if (job->reset_seed) {
+        context->randReset(2);
+        context->randSeed(static_cast<int>(job->reset_seed));
+    }
     const auto top = std::make_unique<Vtop>(context.get());
     const auto edge = [&] {
         top->clk = 0;

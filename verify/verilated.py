@@ -21,7 +21,10 @@ from accel.naming import module_name
 from accel.verilog import core_verilog
 from verify.rtl import HangError, LevelRun, cycle_limit
 from verify.stimulus import NO_STALLS, STREAMS, Stalls
-from verify.verilator_build import build_library
+from verify.verilator_build import FAST_VERILATOR_FLAGS, build_library
+
+#: For models that start at random values: a variable of its own for each unknown bit.
+RANDOM_RESET_FLAGS = ("-O3", "--x-assign", "unique", "--x-initial", "unique", "--no-assert")
 
 _TESTBENCH = Path(__file__).with_name("testbench.cpp")
 
@@ -59,6 +62,7 @@ class _Job(ctypes.Structure):
         ("result_bytes", ctypes.c_uint64),
         ("stalls", _Pattern * 4),
         ("cycle_limit", ctypes.c_uint64),
+        ("reset_seed", ctypes.c_uint64),
         ("progress", ctypes.POINTER(ctypes.c_uint64)),
         ("cancel", ctypes.POINTER(ctypes.c_uint8)),
         ("cycles", ctypes.c_uint64),
@@ -91,9 +95,20 @@ def _command_bytes(config: CoreConfig) -> int:
 
 
 @lru_cache(maxsize=64)
-def load_core(config: CoreConfig) -> ctypes.CDLL:
-    """The verilated core of a configuration, built on first use and kept in the build cache."""
-    library = build_library(core_verilog(config), module_name("CoreRTL", config), testbench_source(config))
+def load_core(config: CoreConfig, random_reset: bool = False) -> ctypes.CDLL:
+    """The verilated core of a configuration, built on first use and kept in the build cache.
+
+    Parameters
+    ----------
+    random_reset
+        Build a model whose registers and memories start at random values instead of zero.
+    """
+    library = build_library(
+        core_verilog(config),
+        module_name("CoreRTL", config),
+        testbench_source(config),
+        verilator_flags=RANDOM_RESET_FLAGS if random_reset else FAST_VERILATOR_FLAGS,
+    )
     core = ctypes.CDLL(str(library))
     core.nimble_run.argtypes = [ctypes.POINTER(_Job)]
     core.nimble_run.restype = ctypes.c_int
@@ -108,11 +123,15 @@ def run_verilated(
     result_words: int,
     stalls: Stalls = NO_STALLS,
     progress: Callable[[int], None] | None = None,
+    reset_seed: int = 0,
 ) -> LevelRun:
     """Run the commands of one GEMM on the verilated core; arguments as for `verify.rtl.run_rtl`.
 
     Parameters
     ----------
+    reset_seed
+        Other than zero: registers and memories start at random values drawn from it, so that a register which
+        reset forgets shows (a zero start hides it).
     progress
         Called now and then with the number of result words that have come.
 
@@ -121,7 +140,7 @@ def run_verilated(
     HangError
         When results stay away.
     """
-    core = load_core(config)
+    core = load_core(config, random_reset=bool(reset_seed))
     Message = mk_command_msg(config)
     size = _command_bytes(config)
     encoded = b"".join(int(Message(**command.fields()).to_bits()).to_bytes(size, "little") for command in commands)
@@ -139,6 +158,7 @@ def run_verilated(
         result_words=result_words,
         result_bytes=result_bytes,
         cycle_limit=cycle_limit(config, commands, stalls),
+        reset_seed=reset_seed,
         progress=ctypes.pointer(done),
         cancel=ctypes.pointer(cancel),
     )
