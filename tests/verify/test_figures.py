@@ -61,3 +61,18 @@ def test_small_groups_keep_the_lanes_busy():
     short, long = (job_for("2:4", 1024, outputs, group_size=32) for outputs in (256, 512))
     cycles = checked_run(long).cycles - checked_run(short).cycles
     assert (long.ideal_cycles - short.ideal_cycles) / cycles >= 0.95
+
+
+@pytest.mark.parametrize("pattern", ["dense", "2:4", "3:20"])
+def test_the_wide_core_decodes(pattern):
+    """One token, zero points: wide is made for it, and no other test builds it."""
+    wide = load_preset("wide")
+    rng = np.random.default_rng(3)
+    n_m = NMPattern.parse(pattern)
+    matrix = rng.standard_normal((40, 1020), dtype=np.float32)
+    weight = quantize_rtn(prune_magnitude(matrix, n_m), n_m, group_size=60, symmetric=False)
+    job = prepare(wide, rng.integers(-128, 128, (1, 1020)), weight)
+    run = execute(job, "verilog")
+    assert np.array_equal(run.y, execute(job, "golden").y)
+    timing = gemm_timing(wide, job.stream.layout, job.tokens)
+    assert (run.cycles, run.counters) == (timing.cycles, timing.counters)
