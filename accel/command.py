@@ -103,6 +103,12 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
     return commands
 
 
+def ideal_cycles(config: CoreConfig, layout: StreamLayout, commands: list[Command]) -> int:
+    """Cycles if every lane of a PE worked in every cycle: value slots of all tiles, once a subtile, over the lanes."""
+    subtiles = sum(command.subtiles for command in commands)
+    return -(-layout.out_tiles * layout.groups * layout.slots * subtiles // config.lanes)
+
+
 def result_bits(config: CoreConfig, layout: StreamLayout) -> int:
     """Bits of the largest result that kept weights of this layout can give."""
     return signed_bits(*config.acc_range(layout.slots * layout.groups))

@@ -25,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from accel.causes import CAUSES
-from accel.command import Command, commands_for
+from accel.command import Command, commands_for, ideal_cycles
 from accel.config import CoreConfig
 from accel.image import act_port_bytes, result_words
 from accel.schedule import steps_per_group
@@ -237,12 +237,11 @@ def gemm_timing(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide: 
     cycles = core.end + 1
     counters = {cause: core.counters[cause] for cause in CAUSES}
     counters["idle"] = cycles - sum(counters.values())
-    subtiles = sum(command.subtiles for command in commands)
     act_words = sum(_act_words(config, command) for command in commands)
     return GemmTiming(
         cycles=cycles,
         counters=counters,
-        ideal_cycles=-(-layout.out_tiles * layout.groups * layout.slots * subtiles // config.lanes),
+        ideal_cycles=ideal_cycles(config, layout, commands),
         weight_bytes=layout.payload_bytes * len(commands),
         act_bytes=act_words * config.act_ports * act_port_bytes(config),
         result_bytes=result_words(config, layout, tokens) * config.result_lanes * (8 if commands[0].wide else 4),

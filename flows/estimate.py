@@ -23,8 +23,6 @@ BANDWIDTH_GB_S = 25.6
 #: What is done with the layers outside the blocks: nearly always ``lm_head`` alone.
 LM_HEADS = ("int4", "pruned", "skip")
 
-PHASES = ("prefill", "decode")
-
 #: How each number comes about.
 SOURCES = {
     "cycles": "exact model",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from accel.command import Command, commands_for
+from accel.command import Command, commands_for, ideal_cycles
 from accel.config import CoreConfig
 from accel.image import check_activations, pack_activations, result_words, unpack_results
 from accel.stream import PackedStream, pack, unpack
@@ -65,10 +65,8 @@ class GemmJob:
 
     @property
     def ideal_cycles(self) -> int:
-        """Cycles if every lane worked in every cycle: value slots of all tiles over the lanes of a PE."""
-        layout = self.stream.layout
-        subtiles = sum(command.subtiles for command in self.commands)
-        return -(-layout.out_tiles * layout.groups * layout.slots * subtiles // self.config.lanes)
+        """Cycles if every lane of a PE worked in every cycle."""
+        return ideal_cycles(self.config, self.stream.layout, self.commands)
 
 
 def prepare(config: CoreConfig, x: Any, weight: NMWeight | PackedStream, *, code: str | None = None) -> GemmJob:

@@ -200,8 +200,7 @@ def run_campaign(
 
     try:
         one_case()
-    except Exception as error:
+    except Exception:
         if campaign.failure is None:
             raise
-        campaign.complaint = campaign.complaint or str(error)
     return campaign

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -197,10 +196,3 @@ def _call(
         thread.join()
         raise
     return status[0]
-
-
-def simulated_speed(run: Callable[[], LevelRun]) -> tuple[LevelRun, float]:
-    """A run and its speed in cycles per second of wall time."""
-    start = time.perf_counter()
-    result = run()
-    return result, result.cycles / (time.perf_counter() - start)

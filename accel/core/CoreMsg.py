@@ -11,8 +11,9 @@ from pymtl3 import mk_bits, mk_bitstruct
 
 from accel.config import CoreConfig, count_bits
 from accel.naming import config_tag
+from accel.stream import CODE_IDS
 
-CODE_NONE, CODE_INDEX, CODE_BITMASK, CODE_RANK = range(4)
+CODE_NONE, CODE_INDEX, CODE_BITMASK, CODE_RANK = (CODE_IDS[code] for code in ("none", "index", "bitmask", "rank"))
 
 
 def _mk(name: str, config: CoreConfig, fields: dict[str, int]):

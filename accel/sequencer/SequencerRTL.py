@@ -133,9 +133,8 @@ class SequencerRTL(Component):
         subtile_nbits, row_bits = subtile_bits(config), count_bits(rows)
         length_bits = count_bits(chain_rows)
         acc_addr_bits = count_bits(config.acc_words - 1)
-        next_subtile = chain_rows % (
-            1 << acc_addr_bits
-        )  # with one subtile there is none, and the width may be too small
+        # With one subtile there is no next one, and its address may not fit the width.
+        next_subtile = chain_rows % (1 << acc_addr_bits)
         header_addr_bits = count_bits(header_slots - 1)
         ready_bits = count_bits(header_slots)
         idle, busy, wait_acts, wait_weights, wait_write, wait_drain = range(len(CAUSES))

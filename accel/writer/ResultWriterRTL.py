@@ -76,7 +76,8 @@ class ResultWriterRTL(Component):
         group_bits = count_bits(groups - 1)
         addr_bits = count_bits(config.acc_words - 1)
         chain_bits = count_bits(chains - 1)
-        next_subtile = chain_rows % (1 << addr_bits)  # with one subtile there is none, and the width may be too small
+        # With one subtile there is no next one, and its address may not fit the width.
+        next_subtile = chain_rows % (1 << addr_bits)
         row_bits = count_bits(rows)
         subtile_nbits = subtile_bits(config)
         tile_bits = count_bits(config.out_tiles_max)
