@@ -200,7 +200,7 @@ def simulate(
     config: ConfigOption = None,
     tokens: Annotated[int, typer.Option(metavar="T", help="Rows of the activations.")] = 16,
     pattern: Annotated[str, typer.Option(metavar="N:M", help="Kept weights n of every m, or dense.")] = "2:4",
-    level: Annotated[str, typer.Option(metavar="LEVEL", help="fl, rtl or verilog.")] = "verilog",
+    level: Annotated[str, typer.Option(metavar="LEVEL", help="fl, cl, rtl or verilog.")] = "verilog",
     group: GroupOption = 128,
     asymmetric: AsymmetricFlag = False,
     code: Annotated[

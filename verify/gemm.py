@@ -15,12 +15,13 @@ import numpy as np
 from accel.command import Command, commands_for, ideal_cycles
 from accel.config import CoreConfig
 from accel.image import check_activations, pack_activations, result_words, unpack_results
+from accel.memory import Memory
 from accel.stream import PackedStream, pack, unpack
 from quant import NMWeight
 from verify.stimulus import NO_STALLS, Stalls
 
-LEVELS = ("golden", "fl", "rtl", "verilog")
-TIMED_LEVELS = ("rtl", "verilog")
+LEVELS = ("golden", "fl", "cl", "rtl", "verilog")
+TIMED_LEVELS = ("cl", "rtl", "verilog")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class GemmRun:
     cycles: int | None = None
     #: Cycles by cause; they sum to ``cycles``. Empty at levels without time.
     counters: dict[str, int] = field(default_factory=dict)
+    #: Cycle in which each result word left the core; cycle 0 is the first in which a command may be offered.
+    word_cycles: tuple[int, ...] = ()
+    #: Cycles from cycle 0 until all results are in memory; without a memory port, until the last word has left.
+    written: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,12 @@ def check_level(level: str) -> None:
 
 
 def execute(
-    job: GemmJob, level: str, *, stalls: Stalls = NO_STALLS, progress: Callable[[int], None] | None = None
+    job: GemmJob,
+    level: str,
+    *,
+    stalls: Stalls = NO_STALLS,
+    memory: Memory | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> GemmRun:
     """Run a prepared GEMM at one level.
 
@@ -123,6 +133,8 @@ def execute(
     ----------
     stalls
         Back-pressure of the streams, at the timed levels.
+    memory
+        Memory port behind the streams, at the timed levels; by default words are always there.
     progress
         Called with the result words so far, at the Verilog level.
     """
@@ -135,16 +147,16 @@ def execute(
         from accel.core.CoreFL import run_fl
 
         return GemmRun(level, job.results(run_fl(job.config, job.stream, job.acts, job.tokens)))
-    arguments = (job.config, job.commands, job.stream.payload, job.acts, job.result_words, stalls)
-    if level == "rtl":
-        from verify.rtl import run_rtl
-
-        run = run_rtl(*arguments)
-    else:
+    arguments = (job.config, job.commands, job.stream.payload, job.acts, job.result_words, stalls, memory)
+    if level == "verilog":
         from verify.verilated import run_verilated
 
         run = run_verilated(*arguments, progress)
-    return GemmRun(level, job.results(run.image), run.cycles, run.counters)
+    else:
+        from verify.rtl import run_simulated
+
+        run = run_simulated(level, *arguments)
+    return GemmRun(level, job.results(run.image), run.cycles, run.counters, run.word_cycles, run.written)
 
 
 def run_gemm(
@@ -155,6 +167,7 @@ def run_gemm(
     *,
     code: str | None = None,
     stalls: Stalls = NO_STALLS,
+    memory: Memory | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> GemmRun:
     """``x · Wᵀ`` in exact integers on the core, at the level asked for.
@@ -168,14 +181,16 @@ def run_gemm(
     weight
         N:M weights [O, K], or a stream packed for this core (``PackedStream.from_bytes`` of a stored one).
     level
-        ``golden`` (PyTorch), ``fl`` (packed stream, no time), ``rtl`` (PyMTL3) or ``verilog`` (Verilator).
-    code, stalls, progress
+        ``golden`` (PyTorch), ``fl`` (packed stream, no time), ``cl`` (cycle-level model), ``rtl`` (PyMTL3) or
+        ``verilog`` (Verilator).
+    code, stalls, memory, progress
         As for `prepare` and `execute`.
 
     Returns
     -------
     GemmRun
-        ``y`` int64 [T, O] without scaling by channel, and ``cycles`` and ``counters`` at the timed levels.
+        ``y`` int64 [T, O] without scaling by channel, and at the timed levels ``cycles``, ``counters``,
+        ``word_cycles`` and ``written``.
 
     Raises
     ------
@@ -183,4 +198,4 @@ def run_gemm(
         Before anything runs, in a full sentence.
     """
     check_level(level)
-    return execute(prepare(config, x, weight, code=code), level, stalls=stalls, progress=progress)
+    return execute(prepare(config, x, weight, code=code), level, stalls=stalls, memory=memory, progress=progress)

@@ -16,8 +16,10 @@ from accel.command import Command
 from accel.config import CoreConfig
 from accel.core.CoreMsg import mk_command_msg
 from accel.image import act_port_bytes
+from accel.memory import Memory
 from accel.naming import module_name
 from accel.verilog import core_verilog
+from verify.memory import act_burst_words, ticks_of, tile_column_bytes, write_burst_words
 from verify.rtl import HangError, LevelRun, cycle_limit
 from verify.stimulus import NO_STALLS, STREAMS, Stalls
 from verify.verilator_build import FAST_VERILATOR_FLAGS, build_library
@@ -48,6 +50,22 @@ class _Pattern(ctypes.Structure):
     _fields_ = (("bits", ctypes.c_char_p), ("length", ctypes.c_uint64))
 
 
+class _Memory(ctypes.Structure):
+    _fields_ = (
+        ("cycle_ticks", ctypes.c_uint64),
+        ("weight_ticks", ctypes.c_uint64),
+        ("act_ticks", ctypes.c_uint64),
+        ("result_ticks", ctypes.c_uint64),
+        ("latency", ctypes.c_uint64),
+        ("depth", ctypes.c_uint64),
+        ("out_tiles", ctypes.c_uint64),
+        ("groups", ctypes.c_uint64),
+        ("tile_bytes", ctypes.c_uint64),
+        ("act_words", ctypes.POINTER(ctypes.c_uint64)),
+        ("write_words", ctypes.POINTER(ctypes.c_uint64)),
+    )
+
+
 class _Job(ctypes.Structure):
     _fields_ = (
         ("commands", ctypes.c_char_p),
@@ -59,12 +77,15 @@ class _Job(ctypes.Structure):
         ("results", ctypes.c_void_p),
         ("result_words", ctypes.c_uint64),
         ("result_bytes", ctypes.c_uint64),
+        ("word_cycles", ctypes.POINTER(ctypes.c_uint64)),
         ("stalls", _Pattern * 4),
+        ("memory", _Memory),
         ("cycle_limit", ctypes.c_uint64),
         ("reset_seed", ctypes.c_uint64),
         ("progress", ctypes.POINTER(ctypes.c_uint64)),
         ("cancel", ctypes.POINTER(ctypes.c_uint8)),
         ("cycles", ctypes.c_uint64),
+        ("written", ctypes.c_uint64),
         ("counters", ctypes.c_uint64 * len(CAUSES)),
     )
 
@@ -121,10 +142,11 @@ def run_verilated(
     acts: bytes,
     result_words: int,
     stalls: Stalls = NO_STALLS,
+    memory: Memory | None = None,
     progress: Callable[[int], None] | None = None,
     reset_seed: int = 0,
 ) -> LevelRun:
-    """Run the commands of one GEMM on the verilated core; arguments as for `verify.rtl.run_rtl`.
+    """Run the commands of one GEMM on the verilated core; arguments as for `verify.rtl.run_simulated`.
 
     Parameters
     ----------
@@ -138,6 +160,8 @@ def run_verilated(
     ------
     HangError
         When results stay away.
+    ValueError
+        When the bandwidth is a fraction too fine for the testbench's 64-bit numbers.
     """
     core = load_core(config, random_reset=bool(reset_seed))
     Message = mk_command_msg(config)
@@ -145,6 +169,7 @@ def run_verilated(
     encoded = b"".join(int(Message(**command.fields()).to_bits()).to_bytes(size, "little") for command in commands)
     result_bytes = config.result_lanes * (8 if commands[0].wide else 4)
     results = ctypes.create_string_buffer(max(1, result_words * result_bytes))
+    word_cycles = (ctypes.c_uint64 * max(1, result_words))()
     done, cancel = ctypes.c_uint64(0), ctypes.c_uint8(0)
     job = _Job(
         commands=encoded,
@@ -156,7 +181,8 @@ def run_verilated(
         results=ctypes.cast(results, ctypes.c_void_p),
         result_words=result_words,
         result_bytes=result_bytes,
-        cycle_limit=cycle_limit(config, commands, stalls),
+        word_cycles=word_cycles,
+        cycle_limit=cycle_limit(config, commands, stalls, memory),
         reset_seed=reset_seed,
         progress=ctypes.pointer(done),
         cancel=ctypes.pointer(cancel),
@@ -164,13 +190,41 @@ def run_verilated(
     for i, name in enumerate(STREAMS):
         pattern = bytes(getattr(stalls, name))
         job.stalls[i] = _Pattern(pattern, len(pattern))
+    if memory is not None:
+        job.memory = _memory(config, commands, memory)
     status = _call(core, job, done, cancel, progress)
     if status == 1:
         raise HangError(
             f"After {job.cycles} cycles {done.value} of {result_words} result words have come: the core hangs."
         )
     counters = dict(zip(CAUSES, job.counters, strict=True))
-    return LevelRun(results.raw[: result_words * result_bytes], sum(counters.values()), counters)
+    image = results.raw[: result_words * result_bytes]
+    return LevelRun(image, sum(counters.values()), counters, tuple(word_cycles[:result_words]), int(job.written))
+
+
+def _memory(config: CoreConfig, commands: list[Command], memory: Memory) -> _Memory:
+    """The memory in the testbench's numbers."""
+    ticks = ticks_of(config, commands, memory)
+    if max(ticks.cycle, ticks.weight, ticks.act, ticks.result, memory.latency) >= 1 << 63:
+        raise ValueError(
+            f"A bandwidth of {memory.bytes_per_cycle} bytes a cycle, or a latency of {memory.latency} cycles, is too "
+            f"fine or too long for 64-bit numbers; round it (Fraction.limit_denominator)."
+        )
+    tile_bytes = tile_column_bytes(commands[0])
+    Words = ctypes.c_uint64 * len(commands)
+    return _Memory(
+        cycle_ticks=ticks.cycle,
+        weight_ticks=ticks.weight,
+        act_ticks=ticks.act,
+        result_ticks=ticks.result,
+        latency=memory.latency,
+        depth=memory.depth(config.columns * tile_bytes),
+        out_tiles=commands[0].out_tiles,
+        groups=commands[0].groups,
+        tile_bytes=tile_bytes,
+        act_words=Words(*(act_burst_words(config, command) for command in commands)),
+        write_words=Words(*(write_burst_words(config, command) for command in commands)),
+    )
 
 
 def _call(

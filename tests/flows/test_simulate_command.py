@@ -96,9 +96,9 @@ def test_a_wrong_result_is_a_mismatch(nimble: Any, nimble_json: Any, tiny_model:
     [
         (
             ("--level", "golden"),
-            "Level 'golden' is what the others are compared with; the levels are fl, rtl, verilog.",
+            "Level 'golden' is what the others are compared with; the levels are fl, cl, rtl, verilog.",
         ),
-        (("--level", "gate"), "Level 'gate' does not exist; the levels are fl, rtl, verilog."),
+        (("--level", "gate"), "Level 'gate' does not exist; the levels are fl, cl, rtl, verilog."),
         (
             ("--layer", "qkv_proj"),
             "tiny runs no linear layer 'qkv_proj'; give one of the kinds q_proj, k_proj, v_proj, o_proj, "

@@ -135,7 +135,7 @@ def test_a_level_that_breaks_down_is_a_failure(nimble_json: Any, monkeypatch: py
         ),
         (
             ("--levels", "golden,gate"),
-            "There is no level named 'gate'; the levels are golden, fl, rtl, verilog.",
+            "There is no level named 'gate'; the levels are golden, fl, cl, rtl, verilog.",
         ),
         (
             ("--levels", "golden,fl", "--examples", 0),

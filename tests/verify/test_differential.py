@@ -176,7 +176,7 @@ class WideScaleRTL(ScaleUnitRTL):
 
 
 def broken_core(column_type):
-    def simulator(config):
+    def simulator(config, level):
         core = CoreRTL(config, ColumnType=column_type)
         core.elaborate()
         core.apply(DefaultPassGroup())

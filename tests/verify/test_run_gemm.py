@@ -107,7 +107,7 @@ def test_zero_points_need_a_core_that_subtracts_them():
 
 
 def test_other_mistakes_are_named():
-    with pytest.raises(ValueError, match="There is no level named 'netlist'; the levels are golden, fl, rtl"):
+    with pytest.raises(ValueError, match="There is no level named 'netlist'; the levels are golden, fl, cl, rtl"):
         run_gemm(TINY, activations(), weights(), level="netlist")
     with pytest.raises(TypeError, match=r"The first argument must be a CoreConfig, but a str was given\."):
         run_gemm("tiny", activations(), weights())
