@@ -1,18 +1,21 @@
-"""Trace of a model: every linear layer that one forward pass runs, with its shape.
+"""Trace of a model: every matrix product that one forward pass runs, with its shape, and its KV cache.
 
 transformers builds its own model from a configuration on PyTorch's meta device, where tensors have
-shapes and no storage, and forward hooks record what runs. So the list of layers is never typed by
+shapes and no storage, and `flows.recorder` notes what runs. So the list of layers is never typed by
 hand, follows whatever transformers builds, and a 20-billion-parameter model takes no memory.
+
+A pass has `tokens` new tokens in each of `batch` sequences, whose cache holds `context` tokens already:
+prefill is a pass at context 0, decode are passes of one token at a growing context. Attention's products are
+counted in full, as transformers' own eager attention runs them: what the causal mask hides is multiplied, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import math
-import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from logging import ERROR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,8 +26,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
+    from flows.recorder import Pass
+
 SCHEMA = "nimble.trace"
-VERSION = 1
+VERSION = 2
 
 #: Models known by name: transformers' configuration class and the published fields.
 NAMED_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,10 +74,6 @@ _JSON_NAMES: dict[type, str] = {
     str: "a string",
 }
 
-_ATTENTION_PRODUCTS = (
-    "attention's own batched products (queries by keys, probabilities by values), which have no weights"
-)
-
 
 @dataclass(frozen=True)
 class LinearLayer:
@@ -88,7 +89,7 @@ class LinearLayer:
     out_features: int
     #: Whether a bias is added.
     bias: bool
-    #: T: rows of input in the traced pass.
+    #: T: rows of input in the traced pass, those of all sequences.
     tokens: int
     #: Index of the transformer block, or None outside the blocks (the head).
     block: int | None
@@ -97,6 +98,56 @@ class LinearLayer:
     def macs(self) -> int:
         """Multiply-accumulates of this call for all its tokens, as if dense."""
         return self.tokens * self.in_features * self.out_features
+
+
+@dataclass(frozen=True)
+class AttentionProduct:
+    """One of attention's products, which multiply activations: of each sequence and head, QKᵀ or PV.
+
+    QKᵀ is ``[tokens, head_dim] · [head_dim, context]``, PV is ``[tokens, context] · [context, head_dim]``.
+    """
+
+    #: Path of the module that ran it, e.g. ``model.layers.0.self_attn``.
+    name: str
+    #: ``qk`` or ``pv``.
+    kind: str
+    #: Index of the transformer block, or None outside the blocks.
+    block: int | None
+    #: Sequences.
+    batch: int
+    #: Heads of the queries.
+    heads: int
+    #: Heads of the keys (``qk``) or values (``pv``); `heads` is a multiple.
+    kv_heads: int
+    #: Query tokens of each sequence.
+    tokens: int
+    #: Keys that each sequence was multiplied with: cached ones and new ones.
+    context: int
+    #: Size of a key (``qk``) or of a value (``pv``).
+    head_dim: int
+    #: With a sliding window, only ``window − 1`` cached tokens are seen; None without one.
+    window: int | None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of this product for all sequences and heads, masked ones included."""
+        return self.batch * self.heads * self.tokens * self.context * self.head_dim
+
+
+@dataclass(frozen=True)
+class CachedLayer:
+    """One layer of the KV cache after the traced pass."""
+
+    #: Heads of keys and values.
+    heads: int
+    #: Size of a key.
+    key_dim: int
+    #: Size of a value.
+    value_dim: int
+    #: Tokens that are kept of each sequence.
+    length: int
+    #: With a sliding window, at most ``window − 1`` tokens are kept; None without one.
+    window: int | None
 
 
 @dataclass(frozen=True)
@@ -151,22 +202,48 @@ class ModelTrace:
     model_type: str
     #: Sizes from the configuration.
     facts: ModelFacts
-    #: Tokens in the traced pass (one sequence, no cache before it).
+    #: New tokens of each sequence in the traced pass.
     tokens: int
+    #: Sequences.
+    batch: int
+    #: Tokens of each sequence that were in the cache before the pass.
+    context: int
     #: Work of the model that `layers` leaves out, one phrase each.
     excludes: tuple[str, ...]
     #: Every linear layer in order of execution.
     layers: tuple[LinearLayer, ...]
+    #: Attention's products in order of execution.
+    attention: tuple[AttentionProduct, ...]
+    #: The layers of the KV cache after the pass.
+    kv_cache: tuple[CachedLayer, ...]
+
+    @property
+    def attention_macs(self) -> int:
+        """Multiply-accumulates of attention's products in the whole pass, masked ones included."""
+        return sum(product.macs for product in self.attention)
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Keys' and values' elements that one token adds to the cache, over all layers."""
+        return sum(layer.heads * (layer.key_dim + layer.value_dim) for layer in self.kv_cache)
+
+    @property
+    def kv_values(self) -> int:
+        """Elements that the cache of all sequences holds after the pass."""
+        return self.batch * sum(
+            layer.length * layer.heads * (layer.key_dim + layer.value_dim) for layer in self.kv_cache
+        )
 
     @property
     def macs_per_token(self) -> MacsPerToken:
-        """Multiply-accumulates per token, as if dense, in the blocks and in the head.
+        """Multiply-accumulates of linear layers per token, as if dense, in the blocks and in the head.
 
         Where a layer sees fewer rows than there are tokens, this is the average, rounded down.
         """
         blocks = sum(layer.macs for layer in self.layers if layer.block is not None)
         lm_head = sum(layer.macs for layer in self.layers if layer.block is None)
-        return MacsPerToken(blocks // self.tokens, lm_head // self.tokens)
+        tokens = self.batch * self.tokens
+        return MacsPerToken(blocks // tokens, lm_head // tokens)
 
     def distinct(self) -> tuple[DistinctLayer, ...]:
         """Return the layers grouped by shape, bias, tokens and place, in order of first execution."""
@@ -183,6 +260,45 @@ class ModelTrace:
         return tuple(
             DistinctLayer(tuple(dict.fromkeys(layer.kind for layer in group)), *key, count=len(group))
             for key, group in groups.items()
+        )
+
+    def distinct_attention(self) -> tuple[tuple[AttentionProduct, int], ...]:
+        """Return the first product of each shape, and how many have that shape, in order of first execution."""
+        counts: Counter[AttentionProduct] = Counter()
+        first: dict[AttentionProduct, AttentionProduct] = {}
+        for product in self.attention:
+            shape = replace(product, name="", block=None)
+            first.setdefault(shape, product)
+            counts[shape] += 1
+        return tuple((first[shape], count) for shape, count in counts.items())
+
+    def at_context(self, context: int) -> ModelTrace:
+        """Return the same pass at another context: only attention's products and the cache change.
+
+        Raises
+        ------
+        TypeError
+            `context` is not an integer.
+        ValueError
+            `context` is negative or, with the pass's tokens, beyond the model's longest sequence; or
+            a product's keys do not grow with the context.
+        """
+        _check_sequence(self.model, self.facts, self.tokens, context)
+        for product in self.attention:
+            if product.context != _seen(product.window, self.context) + self.tokens:
+                raise ValueError(
+                    f"{product.name} of {self.model} multiplies {product.context} keys at context {self.context}, "
+                    "not the cached and the new ones; trace the model at each context instead."
+                )
+        return replace(
+            self,
+            context=context,
+            attention=tuple(
+                replace(product, context=_seen(product.window, context) + self.tokens) for product in self.attention
+            ),
+            kv_cache=tuple(
+                replace(layer, length=_seen(layer.window, context + self.tokens)) for layer in self.kv_cache
+            ),
         )
 
     def find(self, layer: str) -> LinearLayer:
@@ -210,16 +326,19 @@ class ModelTrace:
     def to_document(self) -> dict[str, Any]:
         """Return the trace as the JSON object that `to_json` writes.
 
-        It also holds ``macs_per_token``, which readers of the file want and `from_json` derives anew.
+        It also holds totals, which readers of the file want and `from_json` derives anew.
         """
         document = asdict(self)
-        layers = document.pop("layers")
+        lists = {name: document.pop(name) for name in ("layers", "attention", "kv_cache")}
         return {
             "schema": SCHEMA,
             "version": VERSION,
             **document,
             "macs_per_token": self.macs_per_token._asdict(),
-            "layers": layers,
+            "attention_macs": self.attention_macs,
+            "kv_values_per_token": self.kv_values_per_token,
+            "kv_values": self.kv_values,
+            **lists,
         }
 
     def to_json(self) -> str:
@@ -260,6 +379,8 @@ class ModelTrace:
             raise ValueError("The trace has no layers; a trace holds at least one linear layer.")
         excludes = _read(document, "excludes", "the trace", list)
         facts = _read(document, "facts", "the trace", dict)
+        attention = _read(document, "attention", "the trace", list)
+        kv_cache = _read(document, "kv_cache", "the trace", list)
         return cls(
             model=_read(document, "model", "the trace", str),
             model_type=_read(document, "model_type", "the trace", str),
@@ -272,12 +393,16 @@ class ModelTrace:
                 num_key_value_heads=_read_optional_size(facts, "num_key_value_heads", "facts"),
             ),
             tokens=_read_size(document, "tokens", "the trace"),
+            batch=_read_size(document, "batch", "the trace"),
+            context=_read_size(document, "context", "the trace", least=0),
             excludes=tuple(_expect(phrase, str, "An item of excludes") for phrase in excludes),
             layers=tuple(_read_layer(item, f"layers[{index}]") for index, item in enumerate(items)),
+            attention=tuple(_read_product(item, f"attention[{index}]") for index, item in enumerate(attention)),
+            kv_cache=tuple(_read_cached(item, f"kv_cache[{index}]") for index, item in enumerate(kv_cache)),
         )
 
 
-def trace_model(source: str | Path, tokens: int = 1) -> ModelTrace:
+def trace_model(source: str | Path, tokens: int = 1, *, batch: int = 1, context: int = 0) -> ModelTrace:
     """Trace one forward pass of a causal language model, built from its configuration alone.
 
     Parameters
@@ -286,32 +411,42 @@ def trace_model(source: str | Path, tokens: int = 1) -> ModelTrace:
         A name in `NAMED_MODELS`, or a directory that holds a Hugging Face ``config.json``. A `Path` is
         always a directory. Nothing is downloaded, and code that a configuration names is never run.
     tokens
-        Length of the sequence, from 1 to the model's ``max_position_embeddings``.
+        New tokens of each sequence, from 1 on.
+    batch
+        Sequences, from 1 on.
+    context
+        Tokens of each sequence that are in the KV cache before the pass, from 0 on; with `tokens` at most the
+        model's ``max_position_embeddings``.
 
     Returns
     -------
     ModelTrace
-        Every `torch.nn.Linear` that ran, in order of execution, with what is left out in `excludes`.
+        Every `torch.nn.Linear` and every product of attention that ran, in order of execution, with what is
+        left out in `excludes`.
 
     Raises
     ------
     TypeError
-        `tokens` is not an integer.
+        `tokens`, `batch` or `context` is not an integer.
     ValueError
-        The model is unknown, its configuration is unusable, it has no linear layer, or `tokens` is out
-        of range.
+        The model is unknown, its configuration is unusable, it has no linear layer, or `tokens`, `batch` or
+        `context` is out of range.
     FileNotFoundError
         The directory has no ``config.json``.
     """
-    if isinstance(tokens, bool) or not isinstance(tokens, int):
-        raise TypeError(f"tokens is {tokens!r} of type {type(tokens).__name__}; it must be an integer.")
+    _check_integer("tokens", tokens)
+    _check_integer("batch", batch)
     if tokens < 1:
         raise ValueError(f"tokens is {tokens}; a forward pass has at least 1 token.")
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; a forward pass has at least 1 sequence.")
     name = str(source)
     directory = None if isinstance(source, str) and source in NAMED_MODELS else _model_directory(source)
 
     import torch
     import transformers
+
+    from flows.recorder import record_pass
 
     with _quiet_transformers():
         if directory is None:
@@ -321,29 +456,29 @@ def trace_model(source: str | Path, tokens: int = 1) -> ModelTrace:
             name = directory.resolve().name
             config = _read_config(directory)
         facts = _facts(config, name)
-        if facts.max_position_embeddings is not None and tokens > facts.max_position_embeddings:
-            raise ValueError(
-                f"tokens is {tokens}; {name} is made for at most {facts.max_position_embeddings} "
-                "(its max_position_embeddings)."
-            )
+        _check_sequence(name, facts, tokens, context)
         auto_model: Any = transformers.AutoModelForCausalLM
         try:
             with torch.device("meta"):
-                # No shape depends on the type; fused experts accept bfloat16 only.
-                model = auto_model.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+                # No shape depends on the type; fused experts accept bfloat16 only. Eager attention runs its
+                # products one by one.
+                model = auto_model.from_config(
+                    config, dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=False
+                )
         except Exception as error:
             raise ValueError(
                 f"transformers cannot build a causal language model from the configuration of {name} "
                 f"(model type {config.model_type!r}): {_first_line(error)}"
             ) from error
         try:
-            layers = _run(model.eval(), tokens)
+            with torch.no_grad():
+                ran = record_pass(model.eval(), tokens, batch, context, facts.max_position_embeddings)
         except Exception as error:
             raise ValueError(
                 f"The forward pass of {name} (model type {config.model_type!r}) does not run without "
                 f"weights: {_first_line(error)}"
             ) from error
-    if not layers:
+    if not ran.layers:
         raise ValueError(
             f"The forward pass of {name} (model type {config.model_type!r}) ran no torch.nn.Linear; "
             "only linear layers can be traced."
@@ -353,8 +488,12 @@ def trace_model(source: str | Path, tokens: int = 1) -> ModelTrace:
         model_type=config.model_type,
         facts=facts,
         tokens=tokens,
-        excludes=(_ATTENTION_PRODUCTS, *_left_out(model, layers)),
-        layers=layers,
+        batch=batch,
+        context=context,
+        excludes=tuple(_left_out(model, ran)),
+        layers=ran.layers,
+        attention=ran.attention,
+        kv_cache=ran.kv_cache,
     )
 
 
@@ -449,55 +588,21 @@ def _facts(config: PretrainedConfig, name: str) -> ModelFacts:
     )
 
 
-def _run(model: torch.nn.Module, tokens: int) -> tuple[LinearLayer, ...]:
-    """Run `model`, which is on the meta device, and return its linear layers as they ran."""
+def _left_out(model: torch.nn.Module, ran: Pass) -> Iterator[str]:
+    """Yield a phrase for the products, and for each sort of weight matrix, that a recorded pass leaves out."""
     import torch
 
-    layers: list[LinearLayer] = []
+    if ran.others:
+        macs = sum(macs for _, macs in ran.others)
+        yield (
+            f"{len(ran.others)} matrix products outside of linear layers and attention: {macs:,} MAC "
+            f"(first: {ran.others[0][0]})"
+        )
 
-    def record(name: str, block: int | None) -> Any:
-        def hook(module: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            layers.append(
-                LinearLayer(
-                    name=name,
-                    kind=name.rpartition(".")[2],
-                    in_features=module.in_features,
-                    out_features=module.out_features,
-                    bias=module.bias is not None,
-                    # From the output: it is there however the module was called.
-                    tokens=math.prod(output.shape[:-1]),
-                    block=block,
-                )
-            )
-
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(record(name, _block_index(model, name)))
-    ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
-    with torch.no_grad():
-        # Without a cache transformers looks for packed sequences by value, and meta tensors have none.
-        model(input_ids=ids, use_cache=True)
-    return tuple(layers)
-
-
-def _block_index(model: torch.nn.Module, name: str) -> int | None:
-    """Return which item of the outermost list of modules holds the module `name`."""
-    import torch
-
-    match = re.match(r"(.+?)\.(\d+)\.", name)
-    if match is None or not isinstance(model.get_submodule(match[1]), torch.nn.ModuleList):
-        return None
-    return int(match[2])
-
-
-def _left_out(model: torch.nn.Module, layers: tuple[LinearLayer, ...]) -> Iterator[str]:
-    """Yield a phrase for each sort of weight matrix that `layers` does not hold."""
-    import torch
-
-    ran = {layer.name for layer in layers}
-    idle = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in ran]
+    called = {layer.name for layer in ran.layers}
+    idle = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name not in called
+    ]
     if idle:
         yield f"{len(idle)} linear layers that are not called as modules in a forward pass (first: {idle[0]})"
 
@@ -532,6 +637,26 @@ def _quiet_transformers() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _check_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r} of type {type(value).__name__}; it must be an integer.")
+
+
+def _check_sequence(model: str, facts: ModelFacts, tokens: int, context: int) -> None:
+    _check_integer("context", context)
+    if context < 0:
+        raise ValueError(f"context is {context}; it is a number of cached tokens from 0 on.")
+    longest = facts.max_position_embeddings
+    if longest is not None and context + tokens > longest:
+        given = f"context and tokens are {context + tokens} together" if context else f"tokens is {tokens}"
+        raise ValueError(f"{given}; {model} is made for at most {longest} (its max_position_embeddings).")
+
+
+def _seen(window: int | None, tokens: int) -> int:
+    """Return how many of so many tokens are in the cache for the next pass."""
+    return tokens if window is None else min(tokens, window - 1)
 
 
 def _expect(value: object, kind: type, what: str) -> Any:
@@ -570,4 +695,34 @@ def _read_layer(item: object, where: str) -> LinearLayer:
         bias=_read(fields, "bias", where, bool),
         tokens=_read_size(fields, "tokens", where),
         block=_read_optional_size(fields, "block", where, least=0),
+    )
+
+
+def _read_product(item: object, where: str) -> AttentionProduct:
+    fields = _expect(item, dict, where)
+    kind = _read(fields, "kind", where, str)
+    if kind not in ("qk", "pv"):
+        raise ValueError(f"Field 'kind' of {where} is {kind!r}; it must be 'qk' or 'pv'.")
+    return AttentionProduct(
+        name=_read(fields, "name", where, str),
+        kind=kind,
+        block=_read_optional_size(fields, "block", where, least=0),
+        batch=_read_size(fields, "batch", where),
+        heads=_read_size(fields, "heads", where),
+        kv_heads=_read_size(fields, "kv_heads", where),
+        tokens=_read_size(fields, "tokens", where),
+        context=_read_size(fields, "context", where),
+        head_dim=_read_size(fields, "head_dim", where),
+        window=_read_optional_size(fields, "window", where),
+    )
+
+
+def _read_cached(item: object, where: str) -> CachedLayer:
+    fields = _expect(item, dict, where)
+    return CachedLayer(
+        heads=_read_size(fields, "heads", where),
+        key_dim=_read_size(fields, "key_dim", where),
+        value_dim=_read_size(fields, "value_dim", where),
+        length=_read_size(fields, "length", where, least=0),
+        window=_read_optional_size(fields, "window", where),
     )
