@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 from accel.codes import code_bits
 from accel.config import ConfigError, CoreConfig, signed_bits
@@ -47,9 +48,13 @@ def token_blocks(config: CoreConfig, layout: StreamLayout, tokens: int) -> list[
     """
     if tokens < 1:
         raise ConfigError(f"A GEMM needs at least one token, but {tokens} were given.")
-    by_acts = config.act_words // config.k_words(layout.k_padded)
-    block = config.rows * max(1, min(config.subtiles, by_acts))
+    block = config.rows * block_subtiles(config, layout)
     return [min(block, tokens - start) for start in range(0, tokens, block)]
+
+
+def block_subtiles(config: CoreConfig, layout: StreamLayout) -> int:
+    """Most token subtiles of a block: as many as the accumulators and the activation buffer hold."""
+    return max(1, min(config.subtiles, config.act_words // config.k_words(layout.k_padded)))
 
 
 def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide: bool | None = None) -> list[Command]:
@@ -65,14 +70,7 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
     ConfigError
         When ``wide`` is False but 32-bit results could overflow.
     """
-    needed = result_bits(config, layout)
-    if wide is None:
-        wide = needed > 32
-    elif not wide and needed > 32:
-        raise ConfigError(
-            f"Results of {layout.in_features} input features take up to {needed} bits, more than the 32 asked for; "
-            f"ask for 64-bit results."
-        )
+    wide = wide_results(config, layout, wide)
     field = code_bits(layout.code, layout.pattern)
     row_words = config.k_words(layout.k_padded)
     commands = []
@@ -109,6 +107,26 @@ def ideal_cycles(config: CoreConfig, layout: StreamLayout, commands: list[Comman
     return -(-layout.out_tiles * layout.groups * layout.slots * subtiles // config.lanes)
 
 
-def result_bits(config: CoreConfig, layout: StreamLayout) -> int:
-    """Bits of the largest result that kept weights of this layout can give."""
-    return signed_bits(*config.acc_range(layout.slots * layout.groups))
+def wide_results(config: CoreConfig, layout: StreamLayout, asked: bool | None = None) -> bool:
+    """Whether results take 64 bits: as asked for, or only where 32 could overflow.
+
+    Raises
+    ------
+    ConfigError
+        When 32 bits were asked for but could overflow.
+    """
+    needed = result_bits(config, layout.slots * layout.groups)
+    if asked is None:
+        return needed > 32
+    if not asked and needed > 32:
+        raise ConfigError(
+            f"Results of {layout.in_features} input features take up to {needed} bits, more than the 32 asked for; "
+            f"ask for 64-bit results."
+        )
+    return asked
+
+
+@lru_cache(maxsize=4096)
+def result_bits(config: CoreConfig, kept: int) -> int:
+    """Bits of the largest result that so many kept weights can give."""
+    return signed_bits(*config.acc_range(kept))

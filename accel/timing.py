@@ -1,40 +1,59 @@
 """Cycle count of a GEMM without simulating it: the core's own timing rules, tile by tile.
 
-Equal to the RTL's cycles and counters when every stream always has, or takes, a word (a test holds the two
-against each other). Cycle 0 is the one in which the core accepts the first command. The rules, in cycles:
+Equal to RTL and CL in cycles and counters when every stream always has, or takes, a word, and with a memory of
+fixed latency and bandwidth (`accel.memory` has its rules); tests hold them against each other. Cycle 0 is the
+one in which the core accepts the first command. The rules of the core, in cycles:
 
 * A unit whose command was accepted in cycle a works from a + 2 on, and takes its next one two cycles after
-  its last item.
-* Activations: one word a cycle; after the last one the block is usable 2 cycles later.
-* Weights: one beat a cycle; a tile starts when its predecessor has ended and the buffer has room, which a
-  tile gives back C + 2 cycles after its last step was issued (it has passed all columns by then); a tile
-  is usable 2 cycles after its last beat.
+  its last item. A command is accepted when all four units have room for it in their queues of two.
+* Activations: one word a cycle, or when they arrive; after the last one the block is usable 2 cycles later.
+  A block gives its room in the buffer back 4 cycles after its last step was issued.
+* Weights: one beat a cycle, and a beat that needs a new word waits for it; a tile starts when its predecessor
+  has ended and the buffer has room, which a tile gives back C + 2 cycles after its last step was issued (it has
+  passed all columns by then); a tile is usable 2 cycles after its last beat.
 * Steps: one a cycle. The last step of a group waits until the chain is free: as many cycles after the last
   step of the group before it as that one had partials on a chain.
 * An output tile's results are readable after its last step + partials + C + 6; the writer reads one word a
   cycle, and gives the accumulators back with its last read: the tile after the next may start one cycle
   later. A word leaves 2 cycles after its read.
 
-The rules only add and take maxima, so once the times of all units have moved on together by the same amount
-from one tile to the next, every later tile repeats that: the rest is a multiplication, not a loop.
+`gemm_timings` walks many GEMMs side by side, one tile of each at a time: every state below is an array with
+one entry a GEMM, and NumPy's cost of a call is shared by all of them. The rules only add and take maxima, so once
+all times of a GEMM have moved on together by the same amount from one output tile to the next, or from one token
+block to the next, every later one repeats that: the rest is a multiplication, not a loop.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import lcm
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 
 from accel.causes import CAUSES
-from accel.command import Command, commands_for, ideal_cycles
-from accel.config import CoreConfig
-from accel.image import act_port_bytes, result_words
+from accel.command import block_subtiles, wide_results
+from accel.config import ConfigError, CoreConfig
+from accel.image import act_port_bytes
+from accel.memory import Memory
 from accel.schedule import steps_per_group
 from accel.stream import StreamLayout
+from quant import NMPattern
+
+#: Before, and after, every cycle of a GEMM.
+_PAST, _FUTURE = -(1 << 40), 1 << 60
+
+#: Causes that the walk counts, in the order of its counters; the rest of a GEMM's cycles are idle.
+_COUNTED = ("busy", "wait_acts", "wait_weights", "wait_write", "wait_drain")
+_BUSY, _ACTS, _WEIGHTS, _WRITE, _DRAIN = range(len(_COUNTED))
 
 
 @dataclass(frozen=True)
 class GemmTiming:
-    """What a GEMM costs on the core with streams that never hold back."""
+    """What a GEMM costs on the core."""
 
     #: Cycles from the first command's acceptance to the departure of the last result word.
     cycles: int
@@ -48,208 +67,553 @@ class GemmTiming:
     act_bytes: int
     #: Bytes of the result words.
     result_bytes: int
+    #: Cycles until the last result is in memory; without a memory, ``cycles``.
+    written: int
+    #: Cycles in which the memory port moves words; 0 without a memory.
+    memory_cycles: float
 
     @property
     def utilisation(self) -> float:
         """Share of lane cycles that had a value slot to work on, at most 1."""
         return self.ideal_cycles / self.cycles
 
-
-@dataclass
-class _Unit:
-    """When a unit is free to take commands: its queue holds two of them."""
-
-    free: int = 0
-    taken: list[int] = field(default_factory=list)
-
-    def take(self, accepted: int) -> int:
-        """Cycle in which the unit's work on a newly accepted command begins."""
-        taken = max(accepted + 1, self.free)
-        self.taken.append(taken)
-        return taken + 1
-
-    def accepts_after(self) -> int:
-        """First cycle in which the unit's queue has room for one more command."""
-        return self.taken[-2] + 1 if len(self.taken) >= 2 else 0
+    @property
+    def bytes(self) -> int:
+        """Bytes that memory moves, either way."""
+        return self.weight_bytes + self.act_bytes + self.result_bytes
 
 
-class _Core:
-    """Times of the core's units, all of them absolute cycles."""
-
-    def __init__(self, config: CoreConfig, layout: StreamLayout) -> None:
-        self.config = config
-        self.steps = steps_per_group(layout.pattern, layout.group, config.lanes, config.window)
-        slices = [-(-size // config.slice_bytes) for size in (layout.code_bytes, layout.value_bytes)]
-        self.beats = 1 + sum(slices)
-        room = [config.header_slots, config.value_words // slices[1]]
-        if slices[0]:
-            room.append(config.code_words // slices[0])
-        #: Tiles that the weight buffer holds at once.
-        self.tiles = min(room)
-        self.counters: Counter[str] = Counter()
-        self.loader, self.unpacker, self.sequencer, self.writer = (_Unit() for _ in range(4))
-        self.accepted = -1  # of the last command
-        self.unpacked = 0  # last beat of the last tile
-        self.lasts: list[int] = []  # issue of the last step of the tiles that still count for room
-        self.next_step = 0
-        self.last_step = -(1 << 40)  # of the last group, and its partials on a chain
-        self.length = 1
-        self.reads: list[int] = [-(1 << 40), -(1 << 40)]  # last read of the two output tiles before
-        self.block_freed: list[tuple[int, int]] = []  # when, words
-        self.act_free = config.act_words
-        self.end = 0
-
-    # -- one command ---------------------------------------------------------------------------------
-
-    def run(self, command: Command) -> None:
-        """Advance all units over one token block."""
-        units = (self.loader, self.unpacker, self.sequencer, self.writer)
-        accepted = max(self.accepted + 1, *(unit.accepts_after() for unit in units))
-        self.accepted = accepted
-        acts_ready = self._load(command, self.loader.take(accepted))
-        self.unpacked = max(self.unpacked, self.unpacker.take(accepted) - 1)
-        begin = self.sequencer.take(accepted)
-        self.next_step = begin
-        write_from = self.writer.take(accepted)
-        lengths = [self._chain_length(self.config.rows)] * (command.subtiles - 1)
-        lengths.append(self._chain_length(command.last_rows))
-        tokens = (command.subtiles - 1) * self.config.rows + command.last_rows
-        words = tokens * self.config.column_groups
-
-        tile = 0
-        before: tuple[int, ...] | None = None
-        while tile < command.out_tiles:
-            mark = self.next_step
-            counted = self.counters.copy()
-            self._out_tile(command, lengths, acts_ready if tile == 0 else 0)
-            readable = self.last_step + self.length + self.config.columns + 6
-            first_read = max(readable, self.reads[-1] + 1, write_from)
-            self.reads = [self.reads[-1], first_read + words - 1]
-            tile += 1
-            state = self._state()
-            if state == before:
-                repeats = command.out_tiles - tile
-                self._skip(repeats, self.next_step - mark, counted)
-                tile += repeats
-            before = state
-        # The block's activations are given back when the last step has read its windows.
-        self.block_freed.append((self.last_step + 4, command.block_words))
-        self.unpacker.free = self.unpacked + 1
-        self.sequencer.free = self.last_step + 1
-        self.writer.free = self.reads[-1] + 1
-        self.end = self.reads[-1] + 2
-
-    def _load(self, command: Command, start: int) -> int:
-        """Cycle from which the block's activations are usable."""
-        words = _act_words(self.config, command)
-        while self.act_free < command.block_words:
-            freed, amount = self.block_freed.pop(0)
-            start = max(start, freed)
-            self.act_free += amount
-        self.act_free -= command.block_words
-        self.loader.free = start + words
-        return start + words - 1 + 2
-
-    def _chain_length(self, rows: int) -> int:
-        return -(-rows // self.config.drain_chains)
-
-    # -- one output tile -----------------------------------------------------------------------------
-
-    def _out_tile(self, command: Command, lengths: list[int], acts_ready: int) -> None:
-        half_ready = self.reads[0] + 1
-        group = 0
-        before: tuple[int, ...] | None = None
-        while group < command.groups:
-            mark = self.next_step
-            counted = self.counters.copy()
-            self._tile(lengths, acts_ready if group == 0 else 0, half_ready if group == 0 else 0)
-            group += 1
-            state = self._state()
-            if state == before:
-                repeats = command.groups - group
-                self._skip(repeats, self.next_step - mark, counted)
-                group += repeats
-            before = state
-
-    def _tile(self, lengths: list[int], acts_ready: int, half_ready: int) -> None:
-        start = self.unpacked + 1
-        if len(self.lasts) >= self.tiles:
-            start = max(start, self.lasts[-self.tiles] + self.config.columns + 2)
-        self.unpacked = start + self.beats - 1
-        tile_ready = self.unpacked + 2
-
-        now = self.next_step
-        for cause, ready in (
-            ("wait_acts", acts_ready),
-            ("wait_weights", tile_ready),
-            ("wait_write", half_ready),
-        ):
-            if ready > now:
-                self.counters[cause] += ready - now
-                now = ready
-        for length in lengths:
-            last = max(now + self.steps - 1, self.last_step + self.length)
-            self.counters["wait_drain"] += last - (now + self.steps - 1)
-            self.counters["busy"] += self.steps
-            self.last_step, self.length = last, length
-            now = last + 1
-        self.next_step = now
-        self.lasts = [*self.lasts, self.last_step][-self.tiles :]
-
-    # -- steady state --------------------------------------------------------------------------------
-
-    def _state(self) -> tuple[int, ...]:
-        """All times that the future depends on, relative to the next step."""
-        now = self.next_step
-        return (
-            self.unpacked - now,
-            self.last_step - now,
-            self.length,
-            *(max(0, read - now) for read in self.reads),  # a read in the past holds nothing up
-            *(last - now for last in self.lasts),
-        )
-
-    def _skip(self, repeats: int, period: int, counted: Counter[str]) -> None:
-        """Repeat the last period, whose counters are those since ``counted``."""
-        move = repeats * period
-        for cause in CAUSES:
-            self.counters[cause] += repeats * (self.counters[cause] - counted[cause])
-        self.next_step += move
-        self.unpacked += move
-        self.last_step += move
-        self.lasts = [last + move for last in self.lasts]
-        now = self.next_step - move
-        self.reads = [read + move if read > now else read for read in self.reads]
+def gemm_timing(
+    config: CoreConfig,
+    layout: StreamLayout,
+    tokens: int,
+    *,
+    wide: bool | None = None,
+    memory: Memory | None = None,
+) -> GemmTiming:
+    """Cycles of a GEMM of ``tokens`` tokens with weights of the given layout; see `gemm_timings`."""
+    return gemm_timings(config, [(layout, tokens)], wide=wide, memory=memory)[0]
 
 
-def gemm_timing(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide: bool | None = None) -> GemmTiming:
-    """Cycles of a GEMM of ``tokens`` tokens with weights of the given layout.
+def gemm_timings(
+    config: CoreConfig,
+    gemms: Sequence[tuple[StreamLayout, int]],
+    *,
+    wide: bool | None = None,
+    memory: Memory | None = None,
+) -> list[GemmTiming]:
+    """Cycles of each of many GEMMs, every one on its own.
 
     Parameters
     ----------
+    gemms
+        Layout of the weights, and tokens, of each.
     wide
         As for `accel.command.commands_for`.
+    memory
+        The memory behind the streams; by default they never hold the core back.
+
+    Raises
+    ------
+    ConfigError
+        When a GEMM has no tokens, or ``wide`` is False but 32-bit results could overflow.
     """
-    commands = commands_for(config, layout, tokens, wide=wide)
-    core = _Core(config, layout)
-    for command in commands:
-        core.run(command)
-    cycles = core.end + 1
-    counters = {cause: core.counters[cause] for cause in CAUSES}
-    counters["idle"] = cycles - sum(counters.values())
-    act_words = sum(_act_words(config, command) for command in commands)
-    return GemmTiming(
-        cycles=cycles,
-        counters=counters,
-        ideal_cycles=ideal_cycles(config, layout, commands),
-        weight_bytes=layout.payload_bytes * len(commands),
-        act_bytes=act_words * config.act_ports * act_port_bytes(config),
-        result_bytes=result_words(config, layout, tokens) * config.result_lanes * (8 if commands[0].wide else 4),
+    if not gemms:
+        return []
+    walk = _Walk(config, memory, [_facts(config, layout, tokens, wide) for layout, tokens in gemms])
+    walk.run()
+    return walk.timings()
+
+
+# -- what the rules need to know of a GEMM -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A weight tile, whatever its place in the matrix."""
+
+    steps: int
+    slots: int
+    beats: int
+    #: Tiles that the weight buffer holds at once.
+    room: int
+    tile_bytes: int
+    #: Entry h is for h bytes that each column holds over from the tile before: how many words the tile takes
+    #: from the stream, the beat that takes the last one, and the number and beat of another word that beats
+    #: after it may wait for.
+    takes: tuple[tuple[int, int, int, int], ...]
+
+
+@lru_cache(maxsize=4096)
+def _tile(config: CoreConfig, pattern: NMPattern, group: int, header_bytes: int, code_bytes: int, slots: int) -> _Tile:
+    width = config.slice_bytes
+    value_bytes = -(-slots // 2)
+    codes, values = -(-code_bytes // width), -(-value_bytes // width)
+    room = [config.header_slots, config.value_words // values]
+    if codes:
+        room.append(config.code_words // codes)
+    sections = (header_bytes, code_bytes, value_bytes)
+    return _Tile(
+        steps=steps_per_group(pattern, group, config.lanes, config.window),
+        slots=slots,
+        beats=1 + codes + values,
+        room=min(room),
+        tile_bytes=sum(sections),
+        takes=tuple(_takes(sections, width, held) for held in range(width)),
     )
 
 
-def _act_words(config: CoreConfig, command: Command) -> int:
-    """Activation words of one token block."""
-    full = -(-config.rows // config.act_ports)
-    last = -(-command.last_rows // config.act_ports)
-    return ((command.subtiles - 1) * full + last) * command.row_words
+def _takes(sections: tuple[int, ...], width: int, held: int) -> tuple[int, int, int, int]:
+    """One entry of `_Tile.takes`.
+
+    A beat moves up to ``width`` bytes of one section, and takes a word unless enough bytes are held. Words come at
+    most one a cycle, so of the words that beats in a row take, the last is the latest. A row ends before a
+    section's last beat if that finds its bytes held: before the header there is nothing, and after
+    the values there is nothing to wait, so at most one row, that of header and codes, ends early.
+    """
+    taking = []
+    beat = 0
+    for size in sections:
+        for start in range(0, size, width):
+            amount = min(width, size - start)
+            if held < amount:
+                taking.append(beat)
+                held += width
+            held -= amount
+            beat += 1
+    if not taking:
+        return 0, 0, 0, 0
+    last = len(taking) - 1
+    # Where no row ends early, the last word stands in: it holds nothing up that it does not hold up anyway.
+    early = next((i for i in range(last) if taking[i + 1] != taking[i] + 1), last)
+    return len(taking), taking[last], early, taking[early]
+
+
+def _facts(config: CoreConfig, layout: StreamLayout, tokens: int, wide: bool | None) -> tuple[_Tile, tuple[int, ...]]:
+    """A GEMM's tile, and its sizes in the order of `_SIZES`."""
+    if tokens < 1:
+        raise ConfigError(f"A GEMM needs at least one token, but {tokens} were given.")
+    tile = _tile(config, layout.pattern, layout.group, layout.header_bytes, layout.code_bytes, layout.slots)
+    return tile, (
+        layout.groups,
+        layout.out_tiles,
+        tokens,
+        config.k_words(layout.k_padded),
+        block_subtiles(config, layout),
+        wide_results(config, layout, wide),
+    )
+
+
+_SIZES = ("groups", "out_tiles", "tokens", "row_words", "block_subtiles", "wide")
+
+
+# -- the walk ------------------------------------------------------------------------------------------------
+
+
+class _Walk:
+    """Walks the GEMMs to their ends, an output tile of each at a time.
+
+    ``g`` holds what does not change, ``t`` where a GEMM stands; each of their members is an array with an
+    entry or a row for each GEMM still on its way, those with most groups first.
+    """
+
+    #: Members of ``t`` that are cycles and move on with every output tile.
+    TIMES = (
+        "unpacked",  # last beat of the last weight tile
+        "next_step",
+        "last_step",  # of the last group
+        "read_before",  # last read of the output tile before the last
+        "read",  # last read of the last output tile
+        "lasts",  # ring: last step of each tile that may still hold room in the weight buffer
+        "issued",  # the last read burst
+        "taken",  # last weight word taken so far
+        "takes",  # ring: the same after each tile that may still hold room in the DMA
+        "next_write",  # issue of the write burst that is the next to be served
+        "writes",  # ring: issue of each write burst that waits
+    )
+    #: Cycles that move on with every token block only: of the last command, or of the last two; see `_take`.
+    COMMAND_TIMES = ("accepted", "loader", "unpacker", "sequencer", "writer", "freed", "freed_before")
+
+    def __init__(self, config: CoreConfig, memory: Memory | None, facts: list[tuple[_Tile, tuple[int, ...]]]) -> None:
+        self.config, self.memory = config, memory
+        sizes = np.array([sizes for _, sizes in facts], np.int64)
+        order = np.argsort(-sizes[:, 0], kind="stable")
+        tiles = [facts[i][0] for i in order]
+        g: Any = SimpleNamespace(number=order)
+        for name, column in zip(_SIZES, sizes[order].T, strict=True):
+            setattr(g, name, np.ascontiguousarray(column))
+        for name in ("steps", "slots", "beats", "room", "tile_bytes", "takes"):
+            setattr(g, name, np.array([getattr(tile, name) for tile in tiles], np.int64))
+        block_tokens = config.rows * g.block_subtiles
+        g.blocks = -(-g.tokens // block_tokens)
+        last_tokens = g.tokens - (g.blocks - 1) * block_tokens
+        g.last_subtiles = -(-last_tokens // config.rows)
+        g.last_rows = last_tokens - (g.last_subtiles - 1) * config.rows
+        # Output tiles after which the stream is as far into a word again.
+        g.phase = config.slice_bytes // np.gcd(g.groups * g.tile_bytes, config.slice_bytes)
+        if memory is not None:
+            g.depth = np.array([memory.depth(tile.tile_bytes * config.columns) for tile in tiles], np.int64)
+        self.g = g
+        self._clock_memory()
+        self.all = SimpleNamespace(**vars(g))
+        count = len(facts)
+        self.ends = np.zeros((count, 2 + len(_COUNTED)), np.int64)  # cycles, written, counters
+        self._start(count)
+
+    def _clock_memory(self) -> None:
+        """Ticks of the memory port: whole parts of a cycle, and words take whole numbers of them."""
+        config, memory = self.config, self.memory
+        sizes = (config.word_bytes, config.act_ports * act_port_bytes(config), *_result_word_bytes(config))
+        self.word_bytes = np.array(sizes)
+        if memory is None:
+            return
+        cycles = [memory.word_cycles(size) for size in sizes]
+        self.ticks = lcm(*(word.denominator for word in cycles))
+        self.weight_ticks, self.act_ticks, narrow, wide = (int(word * self.ticks) for word in cycles)
+        self.g.result_ticks = np.where(self.g.wide, wide, narrow)
+
+    def _start(self, count: int) -> None:
+        def every(value: int, width: int | None = None) -> np.ndarray:
+            return np.full(count if width is None else (count, width), value, np.int64)
+
+        t: Any = SimpleNamespace()
+        t.block, t.out_tile, t.walked = every(0), every(0), every(0)
+        t.counters = every(0, len(_COUNTED))
+        t.subtiles, t.rows, t.tokens = every(0), every(0), every(0)  # of the token block; rows of its last subtile
+        t.unpacked, t.next_step, t.last_step = every(0), every(0), every(_PAST)
+        t.length = every(1)  # partials on a chain, of the last group
+        t.read_before, t.read = every(_PAST), every(_PAST)
+        room = int(self.g.room.max())
+        t.lasts = every(_PAST, room)
+        t.accepted = every(-1)
+        t.loader, t.unpacker, t.sequencer, t.writer = (every(_PAST, 3) for _ in range(4))
+        t.freed, t.freed_before = every(_PAST), every(_PAST)  # when the last blocks' activations gave room back
+        t.acts_ready, t.write_from = every(0), every(0)
+        if self.memory is not None:
+            depth = int(self.g.depth.max())
+            t.port = every(0)  # tick at which it is free
+            t.follows = np.zeros(count, bool)  # its last burst was of weights of the same output tile
+            t.issued, t.taken, t.takes = every(0), every(_PAST), every(_PAST, depth)
+            # As many writes wait as output tiles whose weights may have been asked for before them.
+            waiting = room + depth + 8
+            t.next_write, t.writes, t.write_ticks = every(_FUTURE), every(_FUTURE, waiting), every(0, waiting)
+            t.served, t.queued = every(0), every(0)
+        self.t = t
+        t.tile_seen, t.block_seen = (np.zeros((count, 0)) for _ in range(2))
+        width = self._state(np.arange(count)).shape[1]
+        # What the GEMM was like when the last period of output tiles, or block, began: its state, next step, counters.
+        t.tile_seen = every(_FUTURE, width)
+        t.block_seen = every(_FUTURE, width + len(self._command_state(np.arange(count))[0]))
+        t.tile_mark, t.block_mark = every(0), every(0)
+        t.tile_counters, t.block_counters = every(0, len(_COUNTED)), every(0, len(_COUNTED))
+
+    def run(self) -> None:
+        while len(self.g.number):
+            self._begin_blocks(np.flatnonzero(self.t.out_tile == 0))
+            self._walk_groups()
+            self._end_out_tiles()
+            self._end_blocks(np.flatnonzero(self.t.out_tile == self.g.out_tiles))
+
+    # -- token blocks --------------------------------------------------------------------------------------
+
+    def _begin_blocks(self, i: np.ndarray) -> None:
+        """Accept the command of the next block of GEMMs ``i``, and load its activations."""
+        if not len(i):
+            return
+        g, t, config = self.g, self.t, self.config
+        self._skip_blocks(i)
+        last = t.block[i] == g.blocks[i] - 1
+        t.subtiles[i] = np.where(last, g.last_subtiles[i], g.block_subtiles[i])
+        t.rows[i] = np.where(last, g.last_rows[i], config.rows)
+        t.tokens[i] = (t.subtiles[i] - 1) * config.rows + t.rows[i]
+        units = (t.loader, t.unpacker, t.sequencer, t.writer)
+        # A queue of two has room again once the command before the last has been taken.
+        accepted = np.maximum.reduce([t.accepted[i] + 1, *(unit[i, 0] + 1 for unit in units)])
+        t.accepted[i] = accepted
+        load_from, unpack_from, step_from, write_from = (self._take(unit, i, accepted) for unit in units)
+
+        # Room in the activation buffer: how many whole blocks may stay in it beside this one.
+        stay = (config.act_words - t.subtiles[i] * g.row_words[i]) // (g.block_subtiles[i] * g.row_words[i])
+        load_from = np.where(stay < 1, np.maximum(load_from, t.freed[i]), load_from)
+        load_from = np.where(stay < 2, np.maximum(load_from, t.freed_before[i]), load_from)
+        words = _act_words(config, t.subtiles[i], t.rows[i], g.row_words[i])
+        if self.memory is None:
+            loaded = load_from + words - 1
+        else:
+            t.issued[i] = issue = np.maximum(t.issued[i], load_from)
+            self._serve_writes(i, issue)
+            begin = self._whole(np.maximum(t.port[i], issue * self.ticks))
+            t.port[i] = begin + words * self.act_ticks
+            t.follows[i] = False
+            loaded = self._cycle(t.port[i]) + self.memory.latency
+        t.loader[i, 2] = loaded + 1
+        t.acts_ready[i] = loaded + 2
+        t.unpacked[i] = np.maximum(t.unpacked[i], unpack_from - 1)
+        t.next_step[i] = step_from
+        t.write_from[i] = write_from
+        t.tile_seen[i] = _FUTURE
+
+    @staticmethod
+    def _take(unit: np.ndarray, i: np.ndarray, accepted: np.ndarray) -> np.ndarray:
+        """Cycle in which a unit's work on a command begins; its columns: the last two commands taken, when free."""
+        taken = np.maximum(accepted + 1, unit[i, 2])
+        unit[i, 0] = unit[i, 1]
+        unit[i, 1] = taken
+        return taken + 1
+
+    def _end_blocks(self, i: np.ndarray) -> None:
+        if not len(i):
+            return
+        g, t = self.g, self.t
+        t.unpacker[i, 2] = t.unpacked[i] + 1
+        t.sequencer[i, 2] = t.last_step[i] + 1
+        t.writer[i, 2] = t.read[i] + 1
+        t.freed_before[i] = t.freed[i]
+        t.freed[i] = t.last_step[i] + 4
+        t.block[i] += 1
+        t.out_tile[i] = 0
+        ended = i[t.block[i] == g.blocks[i]]
+        if not len(ended):
+            return
+        number = g.number[ended]
+        self.ends[number, 0] = self.ends[number, 1] = t.read[ended] + 3
+        self.ends[number, 2:] = t.counters[ended]
+        if self.memory is not None:
+            self._serve_writes(ended, np.full(len(ended), _FUTURE - 1))
+            self.ends[number, 1] = self._cycle(t.port[ended])
+        going = np.ones(len(g.number), bool)
+        going[ended] = False
+        for members in (g, t):
+            for name, value in vars(members).items():
+                setattr(members, name, value[going])
+
+    # -- output tiles --------------------------------------------------------------------------------------
+
+    def _walk_groups(self) -> None:
+        """Walk an output tile of every GEMM, group by group."""
+        groups = self.g.groups
+        for group, count in enumerate(np.searchsorted(-groups, -np.arange(groups[0]), side="left")):
+            self._walk_tile(group, int(count))
+
+    def _walk_tile(self, group: int, count: int) -> None:
+        """Walk weight tile ``group`` of the output tile of the first ``count`` GEMMs."""
+        g, t, n = self.g, self.t, slice(0, count)
+        number = np.arange(count)
+        walked = t.walked[n]
+        held_by = t.lasts[number, (walked - g.room[n]) % t.lasts.shape[1]]
+        start = np.maximum(t.unpacked[n] + 1, held_by + self.config.columns + 2)
+        end = start + g.beats[n] - 1 if self.memory is None else self._fetch(group, n, number, start)
+        t.unpacked[n] = end
+
+        now = t.next_step[n]
+        waits = [(_WEIGHTS, end + 2)]
+        if group == 0:
+            acts_ready = np.where(t.out_tile[n] == 0, t.acts_ready[n], _PAST)
+            waits = [(_ACTS, acts_ready), *waits, (_WRITE, t.read_before[n] + 1)]
+        for cause, ready in waits:
+            late = np.maximum(ready - now, 0)
+            t.counters[n, cause] += late
+            now = now + late
+        # The last steps of a tile's groups, one a subtile, follow each other by the steps or by the partials of
+        # a chain, whichever are more; the first one follows the last one of the tile before.
+        steps, subtiles = g.steps[n], t.subtiles[n]
+        begin = now + steps - 1
+        first = np.maximum(begin, t.last_step[n] + t.length[n])
+        lost = np.maximum(self._chain(self.config.rows) - steps, 0)
+        t.counters[n, _DRAIN] += first - begin + (subtiles - 1) * lost
+        t.counters[n, _BUSY] += subtiles * steps
+        last = first + (subtiles - 1) * (steps + lost)
+        t.last_step[n] = last
+        t.length[n] = self._chain(t.rows[n])
+        t.next_step[n] = last + 1
+        t.lasts[number, walked % t.lasts.shape[1]] = last
+        t.walked[n] += 1
+
+    def _fetch(self, group: int, n: slice, number: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Fetch the weight tile's words from memory; returns its last beat when it may start at ``start``."""
+        g, t, memory, width = self.g, self.t, self.memory, self.config.slice_bytes
+        assert memory is not None
+        place = t.out_tile[n] * g.groups[n] + group
+        words, last_beat, early, early_beat = g.takes[number, -place * g.tile_bytes[n] % width].T
+        some = words > 0
+        ring, walked = t.takes.shape[1], t.walked[n]
+        issue = np.maximum(t.issued[n], t.takes[number, (walked - g.depth[n]) % ring] + 1)
+        due = (t.next_write[n] <= issue) & some
+        if due.any():
+            i = np.flatnonzero(due)
+            self._serve_writes(i, issue[i])
+        port = np.maximum(t.port[n], issue * self.ticks)
+        if group == 0:
+            t.follows[n] = False
+        port = np.where(t.follows[n], port, self._whole(port))
+        last_word = self._cycle(port + words * self.weight_ticks) + memory.latency
+        early_word = self._cycle(port + (early + 1) * self.weight_ticks) + memory.latency
+        taken = np.maximum(np.maximum(start + last_beat, last_word), early_word + last_beat - early_beat)
+        t.port[n] = np.where(some, port + words * self.weight_ticks, t.port[n])
+        t.issued[n] = np.where(some, issue, t.issued[n])
+        t.taken[n] = np.where(some, taken, t.taken[n])
+        t.follows[n] |= some
+        t.takes[number, walked % ring] = t.taken[n]
+        return np.where(some, taken + g.beats[n] - 1 - last_beat, start + g.beats[n] - 1)
+
+    def _end_out_tiles(self) -> None:
+        """Write the output tile of every GEMM, and leave out those that repeat it."""
+        g, t, config = self.g, self.t, self.config
+        readable = t.last_step + t.length + config.columns + 6
+        words = t.tokens * config.column_groups
+        first = np.maximum(np.maximum(readable, t.read + 1), t.write_from)
+        t.read_before = t.read
+        t.read = first + words - 1
+        if self.memory is not None:
+            number = np.arange(len(t.queued))
+            place = t.queued % t.writes.shape[1]
+            t.writes[number, place] = t.read + 3
+            t.write_ticks[number, place] = words * g.result_ticks
+            t.next_write = np.where(t.served == t.queued, t.read + 3, t.next_write)
+            t.queued += 1
+        t.out_tile += 1
+        self._skip_out_tiles(np.flatnonzero((t.out_tile % g.phase == 0) & (t.out_tile < g.out_tiles)))
+
+    def _chain(self, rows: Any) -> Any:
+        """Partials on a chain."""
+        return -(-rows // self.config.drain_chains)
+
+    # -- memory --------------------------------------------------------------------------------------------
+
+    def _serve_writes(self, i: np.ndarray, until: np.ndarray) -> None:
+        """Serve the writes of GEMMs ``i`` that were issued up to cycle ``until``."""
+        t = self.t
+        while True:
+            due = t.next_write[i] <= until
+            if not due.any():
+                return
+            i, until = i[due], until[due]
+            ring = t.writes.shape[1]
+            begin = self._whole(np.maximum(t.port[i], t.next_write[i] * self.ticks))
+            t.port[i] = begin + t.write_ticks[i, t.served[i] % ring]
+            t.follows[i] = False
+            t.served[i] += 1
+            t.next_write[i] = np.where(t.served[i] < t.queued[i], t.writes[i, t.served[i] % ring], _FUTURE)
+
+    def _cycle(self, ticks: np.ndarray) -> np.ndarray:
+        """The cycle that begins at or after a tick."""
+        return -(-ticks // self.ticks)
+
+    def _whole(self, ticks: np.ndarray) -> np.ndarray:
+        """The tick at which that cycle begins."""
+        return self._cycle(ticks) * self.ticks
+
+    # -- steady state --------------------------------------------------------------------------------------
+
+    def _skip_out_tiles(self, i: np.ndarray) -> None:
+        """Leave out the output tiles of GEMMs ``i`` that only repeat the last period of them."""
+        g, t = self.g, self.t
+        state = self._state(i)
+        repeats = (g.out_tiles[i] - t.out_tile[i]) // g.phase[i]
+        steady = (t.tile_seen[i] == state).all(axis=1) & (repeats > 0)
+        self._repeat(i[steady], repeats[steady], t.tile_mark, t.tile_counters, self.TIMES)
+        t.out_tile[i] += np.where(steady, repeats * g.phase[i], 0)
+        t.tile_seen[i], t.tile_mark[i], t.tile_counters[i] = state, t.next_step[i], t.counters[i]
+
+    def _skip_blocks(self, i: np.ndarray) -> None:
+        """Leave out the token blocks of GEMMs ``i`` that only repeat the last one; the very last may differ."""
+        g, t = self.g, self.t
+        state = np.concatenate([self._state(i), self._command_state(i)], axis=1)
+        repeats = g.blocks[i] - 1 - t.block[i]
+        steady = (t.block_seen[i] == state).all(axis=1) & (repeats > 0)
+        self._repeat(i[steady], repeats[steady], t.block_mark, t.block_counters, self.TIMES + self.COMMAND_TIMES)
+        t.block[i] += np.where(steady, repeats, 0)
+        t.block_seen[i], t.block_mark[i], t.block_counters[i] = state, t.next_step[i], t.counters[i]
+
+    def _repeat(
+        self, i: np.ndarray, repeats: np.ndarray, mark: np.ndarray, counters: np.ndarray, times: tuple[str, ...]
+    ) -> None:
+        """Move GEMMs ``i`` on by what happened since ``mark``, so many times."""
+        t = self.t
+        move = repeats * (t.next_step[i] - mark[i])
+        t.counters[i] += repeats[:, None] * (t.counters[i] - counters[i])
+        for name in times:
+            if hasattr(t, name):
+                values = getattr(t, name)
+                values[i] += move if values.ndim == 1 else move[:, None]
+        if self.memory is not None:
+            t.port[i] += move * self.ticks
+
+    def _state(self, i: np.ndarray) -> np.ndarray:
+        """All that the future of GEMMs ``i`` depends on, in cycles from the next step.
+
+        A time that can no longer hold anything up counts as the latest one of that kind.
+        """
+        t = self.t
+        now = t.next_step[i]
+        unpacked = t.unpacked[i]
+        lasts = _by_age(t.lasts, i, t.walked[i])
+        parts = [
+            unpacked - now,
+            t.last_step[i] + t.length[i] - now,
+            np.maximum(t.read_before[i] - now, -1),
+            np.maximum(t.read[i] - now, -1),
+            *(np.maximum(lasts, unpacked - self.config.columns - 1) - now),
+        ]
+        if self.memory is not None:
+            issued = t.issued[i]
+            waiting = np.arange(t.writes.shape[1])[:, None]
+            place = (t.served[i] + waiting) % t.writes.shape[1]
+            waits = waiting < t.queued[i] - t.served[i]
+            parts += [
+                np.maximum(self._cycle(t.port[i]), issued) - now,
+                issued - now,
+                *(np.maximum(_by_age(t.takes, i, t.walked[i]), issued - 1) - now),
+                *np.where(waits, t.writes[i, place] - now, _PAST),
+                *np.where(waits, t.write_ticks[i, place], 0),
+            ]
+        return np.stack(parts, axis=1)
+
+    def _command_state(self, i: np.ndarray) -> np.ndarray:
+        """The same of their commands."""
+        t = self.t
+        parts = [getattr(t, name)[i] for name in self.COMMAND_TIMES]
+        return np.column_stack(parts) - t.next_step[i][:, None]
+
+    # -- the result ----------------------------------------------------------------------------------------
+
+    def timings(self) -> list[GemmTiming]:
+        """The timings, in the order in which the GEMMs were given."""
+        config, g = self.config, self.all
+        order = np.argsort(g.number)
+        subtiles = (g.blocks - 1) * g.block_subtiles + g.last_subtiles
+        ideal = -(-g.out_tiles * g.groups * g.slots * subtiles // config.lanes)
+        weights = -(-g.out_tiles * g.groups * g.tile_bytes // config.slice_bytes) * g.blocks
+        acts = (g.blocks - 1) * _act_words(config, g.block_subtiles, config.rows, g.row_words)
+        acts += _act_words(config, g.last_subtiles, g.last_rows, g.row_words)
+        results = g.tokens * g.out_tiles * config.column_groups
+        weight_bytes, act_bytes, *result_bytes = self.word_bytes
+        sizes = np.column_stack(
+            [ideal, weights * weight_bytes, acts * act_bytes, results * np.where(g.wide, *reversed(result_bytes))]
+        )
+        ports = np.zeros(len(order))
+        if self.memory is not None:
+            ports = (weights * self.weight_ticks + acts * self.act_ticks + results * g.result_ticks) / self.ticks
+        timings = []
+        for (cycles, written, *counted), (ideal_cycles, *moved), port in zip(
+            self.ends.tolist(), sizes[order].tolist(), ports[order].tolist(), strict=True
+        ):
+            counters = dict(zip(CAUSES, (cycles - sum(counted), *counted), strict=True))
+            timings.append(GemmTiming(cycles, counters, ideal_cycles, *moved, written, port))
+        return timings
+
+
+def _by_age(ring: np.ndarray, i: np.ndarray, entered: np.ndarray) -> np.ndarray:
+    """Entries of the rings of GEMMs ``i``, the last one entered first, one row for each age."""
+    return ring[i, (entered - 1 - np.arange(ring.shape[1])[:, None]) % ring.shape[1]]
+
+
+def _act_words(config: CoreConfig, subtiles: Any, last_rows: Any, row_words: Any) -> Any:
+    """Activation words of a token block."""
+    full, last = (-(-rows // config.act_ports) for rows in (config.rows, last_rows))
+    return ((subtiles - 1) * full + last) * row_words
+
+
+def _result_word_bytes(config: CoreConfig) -> tuple[int, int]:
+    """Bytes of a result word in memory: of 32 and of 64 bits a result."""
+    return 4 * config.result_lanes, 8 * config.result_lanes
