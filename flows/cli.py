@@ -26,13 +26,8 @@ from flows.terminal import (
 )
 
 # The same option in several commands.
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME|DIR",
-        help="llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds a Hugging Face config.json.",
-    ),
-]
+MODEL_SOURCES = "llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds a Hugging Face config.json"
+ModelOption = Annotated[str, typer.Option(metavar="NAME|DIR", help=f"{MODEL_SOURCES}.")]
 GroupOption = Annotated[
     int, typer.Option(metavar="G", help="Weights that share a scale: a multiple of m, or -1 for a whole row.")
 ]
@@ -74,27 +69,34 @@ def _options_of_nimble(
     epilog=examples(
         "nimble trace --model llama-7b -o llama-7b.json",
         "nimble trace --model ./my-model --json",
-        "nimble trace --model gpt-neox-20b --tokens 128",
+        "nimble trace --model gpt-neox-20b --tokens 128 --batch 4",
+        "nimble trace --model llama-7b.json --context 1024",
     ),
 )
 def trace(
-    model: ModelOption,
+    model: Annotated[str, typer.Option(metavar="NAME|DIR|FILE", help=f"{MODEL_SOURCES}, or a trace that -o wrote.")],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write the trace to this JSON file."),
     ] = None,
-    tokens: Annotated[int, typer.Option(metavar="T", help="Tokens in the traced forward pass.")] = 1,
+    tokens: Annotated[int | None, typer.Option(metavar="T", help="New tokens of each sequence; by default 1.")] = None,
+    batch: Annotated[int | None, typer.Option(metavar="B", help="Sequences; by default 1.")] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(metavar="C", help="Tokens of each sequence in the KV cache before the pass; by default 0."),
+    ] = None,
     json_output: JsonFlag = False,
 ) -> Report:
-    """Record every linear layer that a model runs, from its configuration alone.
+    """Record every matrix product that a model runs, from its configuration alone.
 
-    transformers builds the model without weights, so no checkpoint is needed.
+    transformers builds the model without weights, so no checkpoint is needed. Prefill is T tokens at context 0,
+    decode one token at a context.
     """
-    from flows.trace import save_trace, trace_model
+    from flows.trace import read_trace, save_trace
     from flows.views import trace_view
 
     with progress(f"Tracing {model}"):
-        traced = trace_model(model, tokens)
+        traced = read_trace(model, tokens, batch=batch, context=context)
     if output is not None:
         save_trace(traced, output)
     written = [] if output is None else [f"Wrote {output}."]
@@ -288,8 +290,9 @@ def verilog(
     cls=Command,
     epilog=examples(
         "nimble estimate --model llama-7b --preset edge --pattern 2:4 --prefill 128 --decode 32",
-        "nimble estimate --model llama-7b --pattern dense,2:4,4:8,3:4,1:4",
-        "nimble estimate --model ./my-model --preset wide --clock 800 --bandwidth 51.2 --lm-head skip --json",
+        "nimble estimate --model llama-7b --preset wide --pattern dense,2:4,4:8,3:4,1:4 --prefill 1920 --decode 128",
+        "nimble estimate --model ./my-model --memory lpddr5-6400 --clock 800 --batch 8 --attention host --json",
+        "nimble estimate --model llama-7b --pattern dense,2:4 --recipe mixed.toml",
     ),
 )
 def estimate(
@@ -297,45 +300,142 @@ def estimate(
     preset: PresetOption = None,
     config: ConfigOption = None,
     pattern: Annotated[
-        str, typer.Option(metavar="N:M[,N:M...]", help="One pattern or several to compare, or dense.")
-    ] = "2:4",
+        str | None,
+        typer.Option(metavar="N:M[,N:M...]", help="One pattern or several to compare, or dense; by default 2:4."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A TOML file with a pattern for each layer; see the guide.")
+    ] = None,
     prefill: Annotated[int, typer.Option(metavar="P", help="Tokens of the prompt, in one pass.")] = 128,
     decode: Annotated[int, typer.Option(metavar="D", help="Tokens after it, one a pass.")] = 32,
-    clock: Annotated[float, typer.Option(metavar="MHZ", help="The core's clock; an assumption.")] = 500.0,
+    batch: Annotated[int, typer.Option(metavar="B", help="Sequences in a pass.")] = 1,
+    clock: Annotated[
+        float | None, typer.Option(metavar="MHZ", help="The core's clock; an assumption, by default 500.")
+    ] = None,
+    clock_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A synthesis report: JSON with fmax_mhz, in place of --clock.")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="ddr3-1600, ddr4-3200 (default), lpddr5-6400 or hbm2-u280."),
+    ] = None,
     bandwidth: Annotated[
-        float, typer.Option(metavar="GB/S", help="Memory bandwidth, 1 GB = 10^9 bytes; an assumption.")
-    ] = 25.6,
+        float | None, typer.Option(metavar="GB/S", help="Bandwidth of another memory, 1 GB = 10^9 bytes.")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option(metavar="NS", help="Its latency; an assumption, by default 100.")
+    ] = None,
     group: GroupOption = 128,
     asymmetric: AsymmetricFlag = False,
+    attention: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW", help="Attention's products: core-int8 or core-int4 (bits of keys and values), host or skip."
+        ),
+    ] = "core-int8",
     lm_head: Annotated[
         str,
-        typer.Option(metavar="HOW", help="lm_head: int4 (dense INT4), pruned (like the blocks) or skip."),
+        typer.Option(metavar="HOW", help="lm_head: int4 (dense INT4), pruned (like the blocks), fp16-host or skip."),
     ] = "int4",
     json_output: JsonFlag = False,
 ) -> Report:
-    """Estimate a model's tokens per second: exact core cycles, with an assumed clock and bandwidth.
+    """Estimate a model's tokens per second: exact core cycles, with an assumed clock and memory.
 
-    The JSON object holds the first pattern in full and one summary for each pattern.
+    Attention is shown apart from linear layers. A recipe is a column of its own beside the patterns.
     """
-    from flows.estimate import Workload, estimate_model, read_patterns
+    from flows.estimate import estimate_model, read_patterns
+    from flows.memories import choose_clock, choose_memory
+    from flows.recipe import Recipe, read_recipe
     from flows.views import estimate_view
+    from flows.workload import Workload
 
     core = choose_core(preset, config)
-    patterns = read_patterns(pattern)
+    patterns = read_patterns(pattern or "2:4") if pattern is not None or recipe is None else []
+    recipes = [Recipe.uniform(chosen) for chosen in patterns]
+    if recipe is not None:
+        recipes.append(read_recipe(recipe))
     workload = Workload(
         core.config,
         model,
         prefill=prefill,
         decode=decode,
+        batch=batch,
         group_size=group,
         asymmetric=asymmetric,
+        attention=attention,
         lm_head=lm_head,
-        clock_mhz=clock,
-        bandwidth_gb_s=bandwidth,
+        clock=choose_clock(clock, clock_from),
+        memory=choose_memory(memory, bandwidth, latency),
     )
     with progress(f"Estimating {model}"):
-        estimates = estimate_model(core.name, workload, patterns)
+        estimates = estimate_model(core.name, workload, recipes)
     return Report(estimates.document(), estimate_view(estimates))
+
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "nimble validate",
+        "nimble validate --layers q_proj --patterns dense,2:4 --tokens 1 -o validation.json",
+        "nimble validate --preset wide --memory ddr4-3200 --outputs 256 --json",
+    ),
+)
+def validate(
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    model: ModelOption = "llama-7b",
+    layers: Annotated[
+        str, typer.Option(metavar="NAME[,NAME...]", help="Kinds of layers.")
+    ] = "q_proj,gate_proj,down_proj",
+    patterns: Annotated[
+        str, typer.Option(metavar="N:M[,N:M...]", help="Patterns, each for every layer.")
+    ] = "dense,2:4,3:4,1:4",
+    tokens: Annotated[str, typer.Option(metavar="T[,T...]", help="Rows of the activations.")] = "1,16",
+    memory: Annotated[
+        str, typer.Option(metavar="NAME", help="Memory behind the streams, or none: words are always there.")
+    ] = "none",
+    clock: Annotated[
+        float, typer.Option(metavar="MHZ", help="Clock that the memory's figures are turned into cycles with.")
+    ] = 500.0,
+    outputs: Annotated[
+        int | None, typer.Option(metavar="O", help="Take only the first O output features of each layer.")
+    ] = None,
+    group: GroupOption = 128,
+    seed: Annotated[int, typer.Option(metavar="S", help="Seed of weights and activations.")] = 0,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Keep each finished run here, and go on from there."),
+    ] = None,
+    json_output: JsonFlag = False,
+) -> Report:
+    """Run whole layers through the verilated core and compare cycles, causes and results with the models'.
+
+    Without options, LLaMA-7B's layers on the edge core, which takes some minutes. With -o, it may be stopped at
+    any time: the same command goes on where it was.
+    """
+    from flows.layer_views import validation_view
+    from flows.validate import Plan, memory_named, numbers_of
+    from flows.validate import validate as run_validation
+    from quant import NMPattern
+
+    core = choose_core(preset, config)
+    plan = Plan(
+        core.name,
+        core.config,
+        model=model,
+        layers=tuple(name.strip() for name in layers.split(",")),
+        patterns=tuple(NMPattern.parse(item) for item in patterns.split(",")),
+        tokens=numbers_of(tokens, "tokens"),
+        outputs=outputs,
+        group_size=group,
+        seed=seed,
+        memory=memory_named(memory),
+        clock_mhz=clock,
+    )
+    validation = run_validation(plan, output)
+    return Report(
+        validation.document(), validation_view(validation), exit_code=EXIT_OK if validation.match else EXIT_MISMATCH
+    )
 
 
 @app.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from flows.topology import ModelledLayer, TopologyEstimate
+    from flows.validate import Row, Validation
 
 
 def topology_view(estimate: TopologyEstimate) -> list[RenderableType]:
@@ -90,3 +92,55 @@ def _model_cells(model: ModelledLayer, reference: int) -> list[str]:
         *(f"{share:.1%}" for share in shares),
         f"{model.speedup:.2f}×",
     ]
+
+
+def validation_view(validation: Validation) -> list[RenderableType]:
+    """A line for each run, and what they come to."""
+    plan = validation.plan
+    memory = plan.memory
+    behind = "streams that never hold back"
+    if memory is not None:
+        behind = f"{memory.name} ({memory.bandwidth_gb_s:g} GB/s, {memory.latency_ns:g} ns) at {plan.clock_mhz:g} MHz"
+    figures = ["RTL\ncycles", "model\ncycles", "differ-\nence"]
+    if memory is not None:
+        figures = ["RTL\ncycles", "model\ncycles", "RTL\nwritten", "model\nwritten", "differ-\nence"]
+    table = table_of(
+        f"{plan.model} on the verilated {plan.core} core\n{behind}", ["layer"], ["K×O", "pattern", "T", *figures]
+    )
+    for row in validation.rows:
+        pairs = [row.rtl_cycles, row.model_cycles]
+        if row.rtl_written is not None and row.model_written is not None:
+            pairs += [row.rtl_written, row.model_written]
+        table.add_row(
+            row.layer,
+            f"{row.in_features}×{row.out_features}",
+            row.pattern,
+            str(row.tokens),
+            *(f"{cycles:,}" for cycles in pairs),
+            f"{row.difference:+,}" if row.difference else "0",
+        )
+    return [table, *_verdicts(validation)]
+
+
+def _verdicts(validation: Validation) -> list[str]:
+    rows = validation.rows
+    lines = [
+        f"Largest difference: {validation.largest_difference:,} cycles in {len(rows)} runs; "
+        f"{validation.cycles:,} cycles simulated in {validation.seconds:.1f} s, "
+        f"{validation.cycles / validation.seconds:,.0f} cycles/s."
+    ]
+    causes = [row for row in rows if row.rtl_counters != row.model_counters]
+    wrong = [row for row in rows if row.wrong_results]
+    lines.append(f"CAUSES DIFFER: {_named(causes)}." if causes else "Cycles by cause: equal in every run.")
+    lines.append(
+        f"RESULTS DIFFER from PyTorch's: {_named(wrong)}."
+        if wrong
+        else f"Results: all {sum(row.results for row in rows):,} equal PyTorch's."
+    )
+    if validation.kept:
+        lines.append(f"{validation.kept} of the runs were finished before.")
+    return lines
+
+
+def _named(rows: Sequence[Row]) -> str:
+    return "; ".join(f"{row.layer}, {row.pattern}, {row.tokens} tokens" for row in rows)
