@@ -41,8 +41,14 @@ class Pass(NamedTuple):
     layers: tuple[LinearLayer, ...]
     attention: tuple[AttentionProduct, ...]
     kv_cache: tuple[CachedLayer, ...]
-    #: Matrix products that are in neither of them: the module that ran each, and its multiply-accumulates.
+    #: Linear layers that run on what is cached.
+    on_cache: tuple[str, ...]
+    #: Matrix products in neither `layers` nor `attention`: the module that ran each, and its multiply-accumulates.
     others: tuple[tuple[str, int], ...]
+
+
+class NoCacheError(ValueError):
+    """The model hands out nothing that a pass could go on from."""
 
 
 def record_pass(model: torch.nn.Module, tokens: int, batch: int, context: int, longest: int | None) -> Pass:
@@ -63,7 +69,7 @@ def record_pass(model: torch.nn.Module, tokens: int, batch: int, context: int, l
 
     Raises
     ------
-    ValueError
+    NoCacheError
         `context` is not 0 and the model hands out nothing to go on from.
     """
     names = {module: name for name, module in model.named_modules()}
@@ -84,7 +90,7 @@ def record_pass(model: torch.nn.Module, tokens: int, batch: int, context: int, l
             replace(layer, window=_window(beyond.length, far + tokens))
             for layer, beyond in zip(kv_cache, _cached(cache), strict=True)
         )
-    return Pass(tuple(recorder.layers), attention, kv_cache, others)
+    return Pass(tuple(recorder.layers), attention, kv_cache, tuple(dict.fromkeys(recorder.on_cache)), others)
 
 
 def _window(kept: int, tokens: int) -> int | None:
@@ -100,7 +106,7 @@ def _prompt(model: torch.nn.Module, batch: int, tokens: int) -> dict[str, Any]:
     for name in ("past_key_values", "cache_params", "state"):
         if output.get(name) is not None:
             return {name: output[name]}
-    raise ValueError("it hands out no cache; only a context of 0 can be traced.")
+    raise NoCacheError
 
 
 def _ids(batch: int, tokens: int) -> torch.Tensor:
@@ -124,6 +130,8 @@ class _Origin(NamedTuple):
     probabilities: bool = False
     #: Whether it is a parameter, or made of nothing but parameters.
     weight: bool = False
+    #: Whether it came out of the cache.
+    cached: bool = False
     #: How many times it holds each of its elements.
     copies: int = 1
 
@@ -171,9 +179,14 @@ class _Recorder(TorchDispatchMode):
             self._origins[parameter] = _Origin(weight=True)
         self._products: list[_Product] = []
         self.layers: list[LinearLayer] = []
+        self.on_cache: list[str] = []
 
     def run(self, tokens: int, arguments: dict[str, Any]) -> Any:
         """Run the model on new tokens, and return its cache after that."""
+        for layer in getattr(arguments.get("past_key_values"), "layers", ()):
+            for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+                if tensor is not None:
+                    self._origins[tensor] = _Origin(cached=True)
         hooks = [
             hook
             for module in self._names
@@ -193,10 +206,14 @@ class _Recorder(TorchDispatchMode):
     def _enter(self, module: torch.nn.Module, inputs: object) -> None:
         self._running.append(module)
 
-    def _leave(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+    def _leave(self, module: torch.nn.Module, inputs: object, output: object) -> None:
         self._running.pop()
         if isinstance(module, torch.nn.Linear):
             name = self._names[module]
+            # Routers of experts may be linear layers that return more than one tensor.
+            first = next(leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
+            if any(self._origin(leaf).cached for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)):
+                self.on_cache.append(name)
             self.layers.append(
                 LinearLayer(
                     name=name,
@@ -205,7 +222,7 @@ class _Recorder(TorchDispatchMode):
                     out_features=module.out_features,
                     bias=module.bias is not None,
                     # From the output: it is there however the module was called.
-                    tokens=math.prod(output.shape[:-1]),
+                    tokens=math.prod(first.shape[:-1]),
                     block=self._block(name),
                 )
             )
@@ -232,6 +249,8 @@ class _Recorder(TorchDispatchMode):
             return result
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         origins = [self._origin(tensor) for tensor in inputs]
+        # An empty cache takes its first tokens by joining them to an empty tensor.
+        cached = packet is _ATEN.cat and any(tensor.numel() == 0 for tensor in inputs)
         for output in tree_leaves(result):
             if isinstance(output, torch.Tensor) and origins:
                 copies = origins[0].copies if len(origins) == 1 else 1
@@ -241,6 +260,7 @@ class _Recorder(TorchDispatchMode):
                     frozenset().union(*(origin.products for origin in origins)),
                     packet in _SOFTMAXES or any(origin.probabilities for origin in origins),
                     all(origin.weight for origin in origins),
+                    cached or any(origin.cached for origin in origins),
                     copies,
                 )
         return result

@@ -216,6 +216,8 @@ class ModelTrace:
     attention: tuple[AttentionProduct, ...]
     #: The layers of the KV cache after the pass.
     kv_cache: tuple[CachedLayer, ...]
+    #: Names of linear layers that run on what is cached, so that their rows grow with the context.
+    layers_on_cache: tuple[str, ...]
 
     @property
     def attention_macs(self) -> int:
@@ -224,7 +226,7 @@ class ModelTrace:
 
     @property
     def kv_values_per_token(self) -> int:
-        """Keys' and values' elements that one token adds to the cache, over all layers."""
+        """Elements of keys and values that one token adds to the cache, over all layers."""
         return sum(layer.heads * (layer.key_dim + layer.value_dim) for layer in self.kv_cache)
 
     @property
@@ -233,6 +235,14 @@ class ModelTrace:
         return self.batch * sum(
             layer.length * layer.heads * (layer.key_dim + layer.value_dim) for layer in self.kv_cache
         )
+
+    def kv_bytes_per_token(self, bits: int) -> int:
+        """Return the bytes of `kv_values_per_token` at so many bits a value, without any scales."""
+        return -(-bits * self.kv_values_per_token // 8)
+
+    def kv_bytes(self, bits: int) -> int:
+        """Return the bytes of `kv_values` at so many bits a value, without any scales."""
+        return -(-bits * self.kv_values // 8)
 
     @property
     def macs_per_token(self) -> MacsPerToken:
@@ -280,15 +290,25 @@ class ModelTrace:
         TypeError
             `context` is not an integer.
         ValueError
-            `context` is negative or, with the pass's tokens, beyond the model's longest sequence; or
-            a product's keys do not grow with the context.
+            `context` is negative or, with the pass's tokens, beyond the model's longest sequence; or more than
+            attention's products and the cache would change.
         """
         _check_sequence(self.model, self.facts, self.tokens, context)
+        if context == self.context:
+            return self
+        again = f"trace {self.model} at context {context} instead."
+        if self.layers_on_cache:
+            raise ValueError(f"{self.layers_on_cache[0]} runs on what is cached and grows with the context; {again}")
+        if 0 in (context, self.context) and len(self.kv_cache) != self.facts.num_hidden_layers:
+            raise ValueError(
+                f"{len(self.kv_cache)} of {self.facts.num_hidden_layers} blocks keep keys and values, and others may "
+                f"start in another way than they go on; {again}"
+            )
         for product in self.attention:
             if product.context != _seen(product.window, self.context) + self.tokens:
                 raise ValueError(
-                    f"{product.name} of {self.model} multiplies {product.context} keys at context {self.context}, "
-                    "not the cached and the new ones; trace the model at each context instead."
+                    f"{product.name} multiplies {product.context} keys at context {self.context}, which are not the "
+                    f"cached and the new ones; {again}"
                 )
         return replace(
             self,
@@ -329,7 +349,7 @@ class ModelTrace:
         It also holds totals, which readers of the file want and `from_json` derives anew.
         """
         document = asdict(self)
-        lists = {name: document.pop(name) for name in ("layers", "attention", "kv_cache")}
+        lists = {name: document.pop(name) for name in ("layers", "attention", "kv_cache", "layers_on_cache")}
         return {
             "schema": SCHEMA,
             "version": VERSION,
@@ -381,6 +401,7 @@ class ModelTrace:
         facts = _read(document, "facts", "the trace", dict)
         attention = _read(document, "attention", "the trace", list)
         kv_cache = _read(document, "kv_cache", "the trace", list)
+        on_cache = _read(document, "layers_on_cache", "the trace", list)
         return cls(
             model=_read(document, "model", "the trace", str),
             model_type=_read(document, "model_type", "the trace", str),
@@ -399,6 +420,7 @@ class ModelTrace:
             layers=tuple(_read_layer(item, f"layers[{index}]") for index, item in enumerate(items)),
             attention=tuple(_read_product(item, f"attention[{index}]") for index, item in enumerate(attention)),
             kv_cache=tuple(_read_cached(item, f"kv_cache[{index}]") for index, item in enumerate(kv_cache)),
+            layers_on_cache=tuple(_expect(name, str, "An item of layers_on_cache") for name in on_cache),
         )
 
 
@@ -446,7 +468,7 @@ def trace_model(source: str | Path, tokens: int = 1, *, batch: int = 1, context:
     import torch
     import transformers
 
-    from flows.recorder import record_pass
+    from flows.recorder import NoCacheError, record_pass
 
     with _quiet_transformers():
         if directory is None:
@@ -473,6 +495,10 @@ def trace_model(source: str | Path, tokens: int = 1, *, batch: int = 1, context:
         try:
             with torch.no_grad():
                 ran = record_pass(model.eval(), tokens, batch, context, facts.max_position_embeddings)
+        except NoCacheError:
+            raise ValueError(
+                f"{name} (model type {config.model_type!r}) hands out no cache; only context 0 can be traced."
+            ) from None
         except Exception as error:
             raise ValueError(
                 f"The forward pass of {name} (model type {config.model_type!r}) does not run without "
@@ -494,6 +520,7 @@ def trace_model(source: str | Path, tokens: int = 1, *, batch: int = 1, context:
         layers=ran.layers,
         attention=ran.attention,
         kv_cache=ran.kv_cache,
+        layers_on_cache=ran.on_cache,
     )
 
 
@@ -522,6 +549,37 @@ def load_trace(path: str | Path) -> ModelTrace:
         return ModelTrace.from_json(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def read_trace(
+    source: str | Path, tokens: int | None = None, *, batch: int | None = None, context: int | None = None
+) -> ModelTrace:
+    """Return the trace in a file that `save_trace` wrote, or else trace a model.
+
+    Parameters
+    ----------
+    source
+        A file, or what `trace_model` takes.
+    tokens, batch, context
+        As in `trace_model`; None for those of the file, or for one token of one sequence at context 0.
+
+    Raises
+    ------
+    TypeError, ValueError, OSError
+        As from `load_trace`, `ModelTrace.at_context` and `trace_model`; also ValueError where a file has
+        another number of tokens or sequences.
+    """
+    if source in NAMED_MODELS or not Path(source).is_file():
+        options = {"tokens": tokens, "batch": batch, "context": context}
+        return trace_model(source, **{name: value for name, value in options.items() if value is not None})
+    trace = load_trace(source)
+    for name, value in (("tokens", tokens), ("batch", batch)):
+        if value not in (None, getattr(trace, name)):
+            raise ValueError(
+                f"{name} is {value}, but {source} is the trace of a pass with {name} {getattr(trace, name)}; "
+                "trace the model instead."
+            )
+    return trace if context is None else trace.at_context(context)
 
 
 def _model_directory(source: str | Path) -> Path:

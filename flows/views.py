@@ -45,16 +45,16 @@ def facts_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def trace_view(traced: ModelTrace) -> list[RenderableType]:
-    """The distinct linear layers of a model, and what its trace leaves out."""
+    """The distinct products of a model, its KV cache, and what its trace leaves out."""
     macs = traced.macs_per_token
-    table = table_of(
+    layers = table_of(
         f"{traced.model}: {len(traced.layers)} linear layers, {traced.facts.num_hidden_layers} blocks",
         ["layer"],
         ["K (in)", "O (out)", "bias", "count", "tokens", "MAC"],
         caption=f"MAC per token: {macs.blocks:,} in the blocks, {macs.lm_head:,} in the head",
     )
     for shape in traced.distinct():
-        table.add_row(
+        layers.add_row(
             ", ".join(shape.kinds),
             f"{shape.in_features:,}",
             f"{shape.out_features:,}",
@@ -63,7 +63,52 @@ def trace_view(traced: ModelTrace) -> list[RenderableType]:
             f"{shape.tokens:,}",
             f"{shape.macs:,}",
         )
-    return [table, *(f"Not included: {exclusion}" for exclusion in traced.excludes)]
+    view: list[RenderableType] = [layers]
+    if traced.attention:
+        view += [_attention_table(traced), _kv_cache_table(traced)]
+    if traced.layers_on_cache:
+        view.append(
+            f"Growing with the context, as they run on what is cached: {len(traced.layers_on_cache)} linear layers "
+            f"(first: {traced.layers_on_cache[0]})"
+        )
+    return [*view, *(f"Not included: {exclusion}" for exclusion in traced.excludes)]
+
+
+def _attention_table(traced: ModelTrace) -> Table:
+    sequences = "1 sequence" if traced.batch == 1 else f"each of {traced.batch:,} sequences"
+    table = table_of(
+        f"Attention of {sequences}: new tokens {traced.tokens:,}, cached {traced.context:,}",
+        ["product"],
+        ["heads", "KV heads", "head dim", "tokens", "keys", "count", "MAC"],
+        caption=f"MAC of attention: {traced.attention_macs:,}, masked ones included",
+    )
+    for product, count in traced.distinct_attention():
+        table.add_row(
+            {"qk": "Q·Kᵀ", "pv": "P·V"}[product.kind],
+            str(product.heads),
+            str(product.kv_heads),
+            str(product.head_dim),
+            f"{product.tokens:,}",
+            f"{product.context:,}",
+            str(count),
+            f"{count * product.macs:,}",
+        )
+    return table
+
+
+def _kv_cache_table(traced: ModelTrace) -> Table:
+    widths = (16, 8, 4)
+    table = table_of(
+        "KV cache in bytes, without scales",
+        ["KV cache"],
+        ["values", *(f"{bits} bits" for bits in widths)],
+    )
+    for what, values, size in (
+        ("of one token", traced.kv_values_per_token, traced.kv_bytes_per_token),
+        ("after this pass", traced.kv_values, traced.kv_bytes),
+    ):
+        table.add_row(what, f"{values:,}", *(f"{size(bits):,}" for bits in widths))
+    return table
 
 
 def info_view(document: dict[str, Any], facts: Sequence[PatternFacts]) -> list[RenderableType]:
