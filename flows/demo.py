@@ -8,10 +8,11 @@ from typing import Any
 
 from accel.config import load_preset
 from accel.timing import GemmTiming, gemm_timing
-from flows.estimate import Estimates, Workload, estimate_model
+from flows.estimate import Estimates, estimate_model
 from flows.simulate import LayerGemm, Simulation, layer_gemm, simulate
 from flows.terminal import progress
 from flows.trace import LinearLayer, ModelTrace, trace_model
+from flows.workload import Workload
 from quant import NMPattern
 
 MODEL = "llama-7b"

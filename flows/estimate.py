@@ -1,298 +1,327 @@
-"""A model's prompt and answer on one core: exact cycles, and time from a clock and a memory bandwidth.
+"""A model's prompt and answer on one core and one memory: cycles of the exact model, and time from a clock.
 
-A number of cycles is exact: `accel.timing` gives what the RTL takes when no stream stalls. Everything that
-divides by a clock or a bandwidth is an estimate, and `assumptions` says what it rests on.
+Cycles are those of `accel.timing`, which a test holds against the RTL, at a memory of fixed bandwidth and latency.
+That the clock and the memory are so is an assumption: everything in seconds is an estimate, and `assumptions`
+says what it rests on.
+
+A layer's time is from its first command until its last result is in memory, and layers run strictly one after
+the other. What bounds it is the largest of five numbers of cycles:
+
+* lanes: steps, in which the lanes multiply;
+* memory: those in which the memory port moves a word, or if they are more, those that wait for weights;
+* activations: those that wait for activations;
+* drain: those that wait for a chain of partial sums;
+* results: those that wait for accumulators, and those before the first step and after the last one, which are
+  mostly the last results' way to memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accel.config import ConfigError, CoreConfig
-from accel.stream import layout_for
-from accel.timing import GemmTiming, gemm_timing
-from flows.info import multipliers, pattern_name
+from accel.causes import CAUSES
+from accel.timing import GemmTiming, gemm_timings
+from flows.assumptions import assumptions
+from flows.info import multipliers
+from flows.recipe import Recipe
 from flows.trace import ModelTrace, trace_model
+from flows.workload import Gemm, Work, Workload, attention_works, linear_works
 from quant import NMPattern
 
-CLOCK_MHZ = 500.0
-BANDWIDTH_GB_S = 25.6
+SCHEMA = "nimble.estimate"
+VERSION = 1
 
-#: What is done with the layers outside the blocks: nearly always ``lm_head`` alone.
-LM_HEADS = ("int4", "pruned", "skip")
+#: Causes of the core, and the cycles after its last result has left until that one is in memory.
+COUNTERS = (*CAUSES, "write_back")
 
-#: How each number comes about.
+#: How each number of the JSON object comes about.
 SOURCES = {
-    "cycles": "exact model",
-    "ideal_cycles": "exact model",
-    "utilisation": "exact model",
-    "counters": "exact model",
-    "bytes": "exact model",
-    "weight_bytes": "exact model",
-    "act_bytes": "exact model",
-    "result_bytes": "exact model",
-    "seconds": "estimated",
-    "compute_seconds": "estimated",
-    "memory_seconds": "estimated",
-    "mac_utilisation": "estimated",
-    "bound": "estimated",
-    "tokens_per_second": "estimated",
-}
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What is estimated, but for the pattern."""
-
-    config: CoreConfig
-    model: str
-    #: Tokens of the prompt, in one pass.
-    prefill: int
-    #: Passes of one token each after it.
-    decode: int
-    group_size: int = 128
-    asymmetric: bool = False
-    lm_head: str = "int4"
-    clock_mhz: float = CLOCK_MHZ
-    bandwidth_gb_s: float = BANDWIDTH_GB_S
-
-    def check(self) -> None:
-        """Refuse what cannot be estimated.
-
-        Raises
-        ------
-        ValueError
-            In a full sentence.
-        """
-        for phase, tokens in (("prefill", self.prefill), ("decode", self.decode)):
-            if tokens < 0:
-                raise ValueError(f"{phase} is {tokens}; it is a number of tokens from 0 on.")
-        if self.prefill + self.decode == 0:
-            raise ValueError("Both prefill and decode are 0; at least one of them has a token.")
-        for name, value, unit in (
-            ("clock", self.clock_mhz, "MHz"),
-            ("bandwidth", self.bandwidth_gb_s, "GB/s"),
-        ):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"The {name} is {value} {unit}; it must be positive and finite.")
-        if self.lm_head not in LM_HEADS:
-            raise ValueError(f"lm_head is {self.lm_head!r}; it must be one of {', '.join(LM_HEADS)}.")
+    **dict.fromkeys(
+        ("cycles", "counters", "lane_use", "array_use", "dense_equivalent", "bytes", "macs", "dense_macs",
+         "weight_gbytes", "multipliers"),
+        "exact model",
+    ),
+    **dict.fromkeys(
+        ("seconds", "linear_seconds", "attention_seconds", "host_seconds", "ttft_seconds", "tpot_seconds",
+         "tokens_per_second", "prefill_tokens_per_second", "lane_limit_seconds", "bytes_limit_seconds", "over_limit",
+         "bound"),
+        "estimated",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LayerEstimate:
-    """Calls of one shape in one pass of a phase."""
+    """What the calls of one line take. Every number but `bound`'s is of all calls of the phase."""
 
-    phase: str
-    kinds: tuple[str, ...]
-    tokens: int
-    in_features: int
-    out_features: int
-    pattern: NMPattern
-    #: Calls in one pass.
-    count: int
-    #: Passes in the phase.
-    passes: int
-    #: One call on the core.
-    timing: GemmTiming
-    #: Time of one call at the core's clock, and of its bytes at the bandwidth.
-    compute_seconds: float
-    memory_seconds: float
+    work: Work
+    #: Cycles on the core, and those in which all its lanes at work would multiply.
+    cycles: int
+    ideal_cycles: int
+    #: Cycles in which the memory port moves a word.
+    memory_cycles: float
+    #: Cycles by `COUNTERS`; they sum to ``cycles``.
+    counters: dict[str, int]
+    #: Bytes that memory moves, either way.
+    bytes: int
+    seconds: float
+    #: Cycles in which all multipliers would do the useful ones.
+    array_cycles: float
+
+    @property
+    def lane_use(self) -> float | None:
+        """Share of the lane cycles of the rows at work with a weight slot to work on; None on the host."""
+        return self.ideal_cycles / self.cycles if self.cycles else None
 
     @property
     def bound(self) -> str:
-        """``compute`` or ``memory``, whichever takes longer."""
-        return "memory" if self.memory_seconds > self.compute_seconds else "compute"
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that one call moves, either way."""
-        return _moved(self.timing)
-
-    @property
-    def calls(self) -> int:
-        """Calls in the whole phase."""
-        return self.count * self.passes
-
-    @property
-    def seconds(self) -> float:
-        """Time of all calls in the phase."""
-        return self.calls * max(self.compute_seconds, self.memory_seconds)
-
-    @property
-    def useful_macs(self) -> float:
-        """Kept weights times tokens of all calls in the phase."""
-        blocks, tail = divmod(self.in_features, self.pattern.m)
-        kept = blocks * self.pattern.n + min(tail, self.pattern.n)
-        return self.calls * self.tokens * kept * self.out_features
+        """What takes most cycles, as at the head of this module; ``memory`` on the host."""
+        return bound_of(self.counters, self.memory_cycles) if self.cycles else "memory"
 
     def document(self) -> dict[str, Any]:
-        """Return one entry of ``layers``: sizes and cycles are of one call."""
+        """Return one entry of ``layers``."""
+        work = self.work
         return {
-            "phase": self.phase,
-            "kinds": list(self.kinds),
-            "tokens": self.tokens,
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "pattern": pattern_name(self.pattern),
-            "calls": self.calls,
-            "cycles": self.timing.cycles,
-            "ideal_cycles": self.timing.ideal_cycles,
-            "utilisation": self.timing.ideal_cycles / self.timing.cycles,
-            "counters": self.timing.counters,
-            "weight_bytes": self.timing.weight_bytes,
-            "act_bytes": self.timing.act_bytes,
-            "result_bytes": self.timing.result_bytes,
-            "compute_seconds": self.compute_seconds,
-            "memory_seconds": self.memory_seconds,
+            "phase": work.phase,
+            "name": work.name,
+            "role": work.role,
+            "where": work.where,
+            "tokens": work.tokens,
+            "in_features": _whole(work.in_features),
+            "out_features": _whole(work.out_features),
+            "pattern": work.pattern,
+            "calls": work.calls,
+            "cycles": _whole(self.cycles / work.calls),
+            "seconds": self.seconds,
+            "bytes": _whole(self.bytes / work.calls),
+            "macs": work.macs,
+            "dense_macs": work.dense_macs,
+            "counters": self.counters,
+            "lane_use": self.lane_use,
             "bound": self.bound,
         }
+
+
+def bound_of(counters: Mapping[str, int], memory_cycles: float) -> str:
+    """What bounds a layer, by the rule at the head of this module."""
+    shares = {
+        "lanes": counters["busy"],
+        "memory": max(memory_cycles, counters["wait_weights"]),
+        "activations": counters["wait_acts"],
+        "drain": counters["wait_drain"],
+        "results": counters["wait_write"] + counters["idle"] + counters["write_back"],
+    }
+    return max(shares, key=lambda name: shares[name])
 
 
 @dataclass(frozen=True)
 class Total:
     """A phase, or both."""
 
+    #: Tokens of all sequences, and forward passes.
     tokens: int
-    cycles: int
-    ideal_cycles: int
-    #: Bytes that memory moves, either way.
-    bytes: int
-    seconds: float
-    #: Share of the time in calls that the memory bounds.
-    memory_share: float
-    #: Kept weights times tokens, and multipliers times the clock ticks of the time.
-    useful_macs: float
-    possible_macs: float
+    passes: int
+    layers: tuple[LayerEstimate, ...]
+    workload: Workload
+
+    def _seconds(self, *, role: Sequence[str] = ("linear", "head", "attention"), where: str | None = None) -> float:
+        return sum(
+            layer.seconds
+            for layer in self.layers
+            if layer.work.role in role and (where is None or layer.work.where == where)
+        )
+
+    @property
+    def cycles(self) -> int:
+        """Cycles on the core."""
+        return sum(layer.cycles for layer in self.layers)
+
+    @property
+    def seconds(self) -> float:
+        """All layers one after the other: `linear_seconds` and `attention_seconds`."""
+        return self.linear_seconds + self.attention_seconds
+
+    @property
+    def linear_seconds(self) -> float:
+        """Linear layers, the head among them."""
+        return self._seconds(role=("linear", "head"))
+
+    @property
+    def attention_seconds(self) -> float:
+        """Attention's own products."""
+        return self._seconds(role=("attention",))
+
+    @property
+    def host_seconds(self) -> float:
+        """What of both runs on the host."""
+        return self._seconds(where="host")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that memory moves, either way."""
+        return sum(layer.bytes for layer in self.layers)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of the phase over its time."""
+        """Tokens over seconds."""
         return self.tokens / self.seconds
 
     @property
-    def utilisation(self) -> float:
-        """Lane use of the rows at work in the core's cycles."""
-        return self.ideal_cycles / self.cycles
+    def lane_use(self) -> float | None:
+        """Lane use of the rows at work in the core's cycles, at most 1; None when all is on the host."""
+        return sum(layer.ideal_cycles for layer in self.layers) / self.cycles if self.cycles else None
 
     @property
-    def mac_utilisation(self) -> float:
-        """Useful multiplications, of all that the multipliers could do in the time."""
-        return self.useful_macs / self.possible_macs
+    def array_use(self) -> float | None:
+        """Useful multiplications, of all that all rows could do in the core's cycles: idle rows and padding lose."""
+        return sum(layer.array_cycles for layer in self.layers) / self.cycles if self.cycles else None
+
+    @property
+    def dense_equivalent(self) -> float | None:
+        """Multiply-accumulates of the unpruned model, of all that could be done: above 1 if pruning pays that much."""
+        if not self.cycles:
+            return None
+        dense = sum(layer.work.dense_macs for layer in self.layers if layer.work.where == "core")
+        return dense / (multipliers(self.workload.config) * self.cycles)
+
+    @property
+    def lane_limit_seconds(self) -> float:
+        """Time in which the lanes of the rows at work can do it, whatever memory does."""
+        return sum(layer.ideal_cycles for layer in self.layers) / (self.workload.clock.mhz * 1e6)
+
+    @property
+    def bytes_limit_seconds(self) -> float:
+        """Time in which memory can move the bytes, the host's among them, whatever the core does."""
+        return self.bytes / (self.workload.memory.bandwidth_gb_s * 1e9)
+
+    @property
+    def over_limit(self) -> float:
+        """Time over the larger of the two limits, at least 1."""
+        return self.seconds / max(self.lane_limit_seconds, self.bytes_limit_seconds)
 
     @property
     def bound(self) -> str:
-        """What bounds the calls that take most of the time."""
-        return "memory" if self.memory_share > 0.5 else "compute"
+        """What bounds the layers that take most of the time."""
+        shares: dict[str, float] = {}
+        for layer in self.layers:
+            shares[layer.bound] = shares.get(layer.bound, 0.0) + layer.seconds
+        return max(shares, key=lambda bound: shares[bound])
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Cycles by `COUNTERS`."""
+        return {cause: sum(layer.counters[cause] for layer in self.layers) for cause in COUNTERS}
+
+    def document(self) -> dict[str, Any]:
+        """Return one entry of ``phases``."""
+        names = (
+            "tokens", "passes", "cycles", "seconds", "linear_seconds", "attention_seconds", "host_seconds", "bytes",
+            "tokens_per_second", "lane_use", "array_use", "dense_equivalent", "lane_limit_seconds",
+            "bytes_limit_seconds", "over_limit", "bound", "counters",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One pattern's cycles and times."""
+    """One recipe's cycles and times."""
 
     workload: Workload
-    pattern: NMPattern
+    recipe: Recipe
     layers: tuple[LayerEstimate, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the linear layers' weights as they are stored, which one pass reads at least once."""
+        first = self.layers[0].work.phase
+        return sum(layer.work.weight_bytes for layer in self.layers if layer.work.phase == first)
 
     @property
     def totals(self) -> dict[str, Total]:
         """Totals of each phase that has tokens, and of both under ``total``."""
-        tokens = {"prefill": self.workload.prefill, "decode": self.workload.decode}
-        phases = {phase: count for phase, count in tokens.items() if count}
-        totals = {
-            phase: self._total([layer for layer in self.layers if layer.phase == phase], count)
-            for phase, count in phases.items()
+        work = self.workload
+        phases = {
+            phase: Total(
+                tokens=tokens * work.batch,
+                passes=passes,
+                layers=tuple(layer for layer in self.layers if layer.work.phase == phase),
+                workload=work,
+            )
+            for phase, tokens, passes in (("prefill", work.prefill, 1), ("decode", work.decode, work.decode))
+            if tokens
         }
-        return {**totals, "total": self._total(self.layers, sum(phases.values()))}
+        tokens = sum(total.tokens for total in phases.values())
+        passes = sum(total.passes for total in phases.values())
+        return {**phases, "total": Total(tokens, passes, self.layers, work)}
 
-    def _total(self, layers: Sequence[LayerEstimate], tokens: int) -> Total:
-        seconds = sum(layer.seconds for layer in layers)
-        memory = sum(layer.seconds for layer in layers if layer.bound == "memory")
-        config = self.workload.config
-        return Total(
-            tokens=tokens,
-            cycles=sum(layer.calls * layer.timing.cycles for layer in layers),
-            ideal_cycles=sum(layer.calls * layer.timing.ideal_cycles for layer in layers),
-            bytes=sum(layer.calls * layer.bytes for layer in layers),
-            seconds=seconds,
-            memory_share=memory / seconds,
-            useful_macs=sum(layer.useful_macs for layer in layers),
-            possible_macs=multipliers(config) * seconds * self.workload.clock_mhz * 1e6,
-        )
+    @property
+    def ttft_seconds(self) -> float | None:
+        """Time to first token: the pass over the prompt gives it. None without a prompt."""
+        return self.totals["prefill"].seconds if self.workload.prefill else None
 
-    def summary(self) -> dict[str, Any]:
-        """Return the totals of each phase, number by number."""
+    @property
+    def tpot_seconds(self) -> float | None:
+        """Time per output token of a sequence after the first, the mean over the growing context."""
+        return self.totals["decode"].seconds / self.workload.decode if self.workload.decode else None
+
+    def document(self) -> dict[str, Any]:
+        """Return one entry of ``patterns``."""
         totals = self.totals
-        names = ("cycles", "bytes", "utilisation", "mac_utilisation", "seconds", "tokens_per_second", "bound")
+        speeds = {phase: total.tokens_per_second for phase, total in totals.items()}
         return {
-            "pattern": pattern_name(self.pattern),
-            **{name: {phase: getattr(total, name) for phase, total in totals.items()} for name in names},
+            "pattern": self.recipe.name,
+            "ttft_seconds": self.ttft_seconds,
+            "tpot_seconds": self.tpot_seconds,
+            "tokens_per_second": speeds.get("decode"),
+            "prefill_tokens_per_second": speeds.get("prefill"),
+            "weight_gbytes": self.weight_bytes / 1e9,
+            "phases": {phase: total.document() for phase, total in totals.items()},
+            "layers": [layer.document() for layer in self.layers],
         }
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """The same work with one pattern or several."""
+    """The same work with one recipe or several."""
 
     core: str
     workload: Workload
     trace: ModelTrace
     estimates: tuple[Estimate, ...]
+    #: Wall time of the estimate itself, without tracing the model.
+    model_seconds: float
 
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the numbers rest on, in full sentences."""
-        work = self.workload
-        config = work.config
-        head = {
-            "int4": "The layers outside the blocks (lm_head) are dense INT4 and run on the core;",
-            "pruned": "The layers outside the blocks (lm_head) are pruned like those in them;",
-            "skip": "The layers outside the blocks (lm_head) are left out.",
-        }[work.lm_head]
-        if work.lm_head != "skip":
-            head += " prefill runs them for its last token only, whose logits alone are needed."
-        group = "a whole row" if work.group_size == -1 else f"{work.group_size} weights"
-        return (
-            "Exact model: cycles, their causes and bytes are those of the RTL when no stream stalls, which a "
-            "test shows; utilisation is the lane use of the rows at work in these cycles.",
-            f"Estimated: the clock is taken to be {work.clock_mhz:g} MHz; no synthesis result stands behind it.",
-            f"Estimated: memory is taken to move {work.bandwidth_gb_s:g} GB/s (1 GB = 10^9 bytes), reading "
-            "and writing together, without latency.",
-            "Estimated: layers run one after the other, as each needs the results before it; within a layer "
-            "memory and core overlap fully, so that its time is the longer one of the two.",
-            f"Every linear layer in the blocks has the pattern, INT4 weights with an 8-bit scale for {group}"
-            f"{' and zero points' if work.asymmetric else ''}, and {config.act_bits}-bit activations.",
-            f"Weights are read once for each block of up to {config.rows * config.subtiles} tokens, fewer "
-            "where the activation buffer holds fewer; raw integer results are written.",
-            head,
-            f"One sequence: prefill is one pass of {work.prefill} tokens, decode {work.decode} passes of one "
-            f"token, which uses one of the core's {config.rows} rows; mac_utilisation counts idle rows, padding "
-            "and the wait for memory as losses.",
-            *(f"Not included: {exclusion}." for exclusion in self.trace.excludes),
-            "Not included: what is not a linear layer, such as norms, softmax, activation functions, and the "
-            "look-up of embeddings.",
-        )
+        return assumptions(self.workload, self.trace)
 
     def document(self) -> dict[str, Any]:
-        """Return the JSON object of ``nimble estimate``: the first pattern in full, each in short."""
-        work, first = self.workload, self.estimates[0]
+        """Return the JSON object of ``nimble estimate``."""
+        work = self.workload
         return {
+            "schema": SCHEMA,
+            "version": VERSION,
             "model": self.trace.model,
             "core": self.core,
+            "clock_mhz": work.clock.mhz,
+            "clock_source": work.clock.source,
+            "memory": work.memory.document(),
             "prefill": work.prefill,
             "decode": work.decode,
+            "batch": work.batch,
             "group_size": work.group_size,
             "asymmetric": work.asymmetric,
+            "attention": work.attention,
             "lm_head": work.lm_head,
-            "clock_mhz": work.clock_mhz,
-            "bandwidth_gb_s": work.bandwidth_gb_s,
-            **first.summary(),
-            "layers": [layer.document() for layer in first.layers],
-            "comparison": [estimate.summary() for estimate in self.estimates],
+            "multipliers": multipliers(work.config),
+            "patterns": [estimate.document() for estimate in self.estimates],
             "sources": SOURCES,
             "assumptions": list(self.assumptions),
+            "model_seconds": self.model_seconds,
         }
 
 
@@ -310,23 +339,48 @@ def read_patterns(text: str) -> list[NMPattern]:
     return patterns
 
 
-def estimate_model(core: str, workload: Workload, patterns: Sequence[NMPattern]) -> Estimates:
-    """Trace a model and estimate it with each of the patterns.
+def estimate_model(core: str, workload: Workload, recipes: Sequence[Recipe | NMPattern]) -> Estimates:
+    """Trace a model and estimate it with each of the recipes; a pattern is that for all layers.
 
     Raises
     ------
     ValueError
-        The workload is no possible one, the model is unknown or made for fewer tokens, or a layer is beyond
-        the core's capacity.
+        The workload is no possible one, the model is unknown or made for fewer tokens, a recipe's rule matches
+        no layer, or a layer is beyond the core's capacity.
     """
     workload.check()
+    chosen = [recipe if isinstance(recipe, Recipe) else Recipe.uniform(recipe) for recipe in recipes]
+    traces = _traces(workload)
+    trace = next(iter(traces.values()))
+    start = time.perf_counter()
+    attention = [work for phase, trace in traces.items() for work in attention_works(workload, phase, trace)]
+    works = []
+    for recipe in chosen:
+        linear = [work for phase, trace in traces.items() for work in linear_works(workload, phase, trace, recipe)]
+        # A phase's attention comes after its linear layers.
+        works.append(sorted(linear + attention, key=lambda work: list(traces).index(work.phase)))
+    if not all(works):
+        raise ValueError(
+            f"{workload.model} has no linear layers in blocks, and lm_head and attention are 'skip'; nothing is left "
+            "to estimate."
+        )
+    gemms = list(dict.fromkeys(gemm for column in works for work in column for gemm in work.gemms))
+    memory = workload.memory.at_clock(workload.clock.mhz)
+    timings = dict(zip(gemms, gemm_timings(workload.config, gemms, memory=memory), strict=True))
+    estimates = tuple(
+        Estimate(workload, recipe, tuple(_layer_estimate(workload, work, timings) for work in column))
+        for recipe, column in zip(chosen, works, strict=True)
+    )
+    return Estimates(core, workload, trace, estimates, time.perf_counter() - start)
+
+
+def _traces(workload: Workload) -> dict[str, ModelTrace]:
+    """A trace of each phase that has tokens; that of decode is its first pass."""
     traces: dict[str, ModelTrace] = {}
     if workload.prefill:
-        traces["prefill"] = trace_model(workload.model, workload.prefill)
+        traces["prefill"] = trace_model(workload.model, workload.prefill, batch=workload.batch)
     if workload.decode:
-        # A decode pass has one token, whatever has been cached: the linear layers do not see the cache.
-        same = workload.prefill == 1
-        traces["decode"] = traces["prefill"] if same else trace_model(workload.model, 1)
+        traces["decode"] = trace_model(workload.model, 1, batch=workload.batch, context=workload.prefill)
     trace = next(iter(traces.values()))
     longest = trace.facts.max_position_embeddings
     tokens = workload.prefill + workload.decode
@@ -335,64 +389,38 @@ def estimate_model(core: str, workload: Workload, patterns: Sequence[NMPattern])
             f"prefill and decode are {tokens} tokens together; {trace.model} is made for at most {longest} "
             "(its max_position_embeddings)."
         )
-    estimates = tuple(_estimate(workload, traces, pattern) for pattern in patterns)
-    return Estimates(core, workload, trace, estimates)
+    return traces
 
 
-def _estimate(workload: Workload, traces: dict[str, ModelTrace], pattern: NMPattern) -> Estimate:
-    layers = []
-    for phase, trace in traces.items():
-        passes = workload.decode if phase == "decode" else 1
-        for shape in trace.distinct():
-            if shape.in_blocks:
-                tokens, chosen = shape.tokens, pattern
-            elif workload.lm_head == "skip":
-                continue
-            else:
-                tokens, chosen = 1, pattern if workload.lm_head == "pruned" else NMPattern(1, 1)
-            timing = _timing(
-                workload, trace.model, shape.kinds[0], chosen, shape.out_features, shape.in_features, tokens
-            )
-            layers.append(
-                LayerEstimate(
-                    phase=phase,
-                    kinds=shape.kinds,
-                    tokens=tokens,
-                    in_features=shape.in_features,
-                    out_features=shape.out_features,
-                    pattern=chosen,
-                    count=shape.count,
-                    passes=passes,
-                    timing=timing,
-                    compute_seconds=timing.cycles / (workload.clock_mhz * 1e6),
-                    memory_seconds=_moved(timing) / (workload.bandwidth_gb_s * 1e9),
-                )
-            )
-    if not layers:
-        raise ValueError(
-            f"{workload.model} has no linear layers in blocks, and lm_head is 'skip'; nothing is left to estimate."
-        )
-    return Estimate(workload, pattern, tuple(layers))
+# -- from calls to cycles ------------------------------------------------------------------------------------
 
 
-def _moved(timing: GemmTiming) -> int:
-    return timing.weight_bytes + timing.act_bytes + timing.result_bytes
+def _layer_estimate(workload: Workload, work: Work, timings: Mapping[Gemm, GemmTiming]) -> LayerEstimate:
+    memory = workload.memory.bandwidth_gb_s * 1e9
+    counters = dict.fromkeys(COUNTERS, 0)
+    cycles = ideal = moved = 0
+    memory_cycles = 0.0
+    for gemm, calls in work.gemms.items():
+        timing = timings[gemm]
+        cycles += calls * timing.written
+        ideal += calls * timing.ideal_cycles
+        moved += calls * (timing.weight_bytes + timing.act_bytes + timing.result_bytes)
+        memory_cycles += calls * timing.memory_cycles
+        for cause, count in timing.counters.items():
+            counters[cause] += calls * count
+        counters["write_back"] += calls * (timing.written - timing.cycles)
+    return LayerEstimate(
+        work=work,
+        cycles=cycles,
+        ideal_cycles=ideal,
+        memory_cycles=memory_cycles,
+        counters=counters,
+        bytes=moved + work.host_bytes,
+        seconds=cycles / (workload.clock.mhz * 1e6) + work.host_bytes / memory,
+        array_cycles=work.lane_macs / multipliers(workload.config),
+    )
 
 
-def _timing(
-    workload: Workload,
-    model: str,
-    kind: str,
-    pattern: NMPattern,
-    out_features: int,
-    in_features: int,
-    tokens: int,
-) -> GemmTiming:
-    config = workload.config
-    try:
-        layout = layout_for(
-            config, pattern, out_features, in_features, workload.group_size, asymmetric=workload.asymmetric
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{kind} of {model} does not run on this core: {error}") from None
-    return gemm_timing(config, layout, tokens)
+def _whole(value: float) -> float:
+    """The same number, an integer where it is whole."""
+    return int(value) if value == int(value) else value

@@ -221,83 +221,138 @@ def simulation_view(simulated: LayerSimulation) -> list[RenderableType]:
 
 
 def estimate_view(estimates: Estimates) -> list[RenderableType]:
-    """The layers of the first pattern, a line for each pattern, and what both rest on."""
+    """The phases and layers of a single pattern, a line for each pattern, and what all rest on."""
     first = estimates.estimates[0]
     assumptions = [f"- {sentence}" for sentence in estimates.assumptions]
-    tables: list[RenderableType] = [*_layers_tables(estimates, first)] if len(estimates.estimates) == 1 else []
-    return [*tables, comparison_table(estimates), "Assumptions", *(Text(line) for line in assumptions)]
+    single = len(estimates.estimates) == 1
+    tables: list[RenderableType] = [*_layers_tables(estimates, first), _phases_table(first)] if single else []
+    return [
+        *tables,
+        comparison_table(estimates),
+        "Assumptions",
+        *(Text(line) for line in assumptions),
+        f"Model time: {estimates.model_seconds:.2f} s, without tracing the model.",
+    ]
 
 
 def comparison_table(estimates: Estimates) -> Table:
-    """One line for each pattern."""
+    """One line for each pattern or recipe."""
     work = estimates.workload
     table = table_of(
-        f"{estimates.trace.model} on {estimates.core}: prefill {work.prefill}, decode {work.decode} tokens, "
-        f"{work.clock_mhz:g} MHz, {work.bandwidth_gb_s:g} GB/s",
+        f"{estimates.trace.model} on {estimates.core}: prefill {work.prefill}, decode {work.decode}, batch "
+        f"{work.batch}, {work.clock.mhz:g} MHz, {work.memory.name} ({work.memory.bandwidth_gb_s:g} GB/s)",
         ["pattern"],
         [
-            "prefill\nMcycles",
+            "prefill\nTTFT s",
             "\ntokens/s",
             "\nbound",
-            "decode\nMcycles",
+            "decode\nTPOT ms",
             "\ntokens/s",
             "\nbound",
+            "atten-\ntion",
             "lane\nuse",
-            "total\nseconds",
             "vs\nfirst",
         ],
-        caption="Mcycles and lane use: exact model. tokens/s, bound and seconds: estimated.\n"
-        f"Lane use is that of the rows at work: decode uses 1 of {work.config.rows} rows.",
+        caption="Lane use: exact model, of the rows at work. All else: estimated.\n"
+        "TTFT: time to first token. TPOT: time per output token. attention: of the time.",
     )
     reference = estimates.estimates[0].totals["total"].seconds
     for estimate in estimates.estimates:
         totals = estimate.totals
+        total = totals["total"]
         table.add_row(
-            pattern_name(estimate.pattern),
-            *_phase_cells(totals.get("prefill")),
-            *_phase_cells(totals.get("decode")),
-            f"{totals['total'].utilisation:.1%}",
-            f"{totals['total'].seconds:.3f}",
-            f"{reference / totals['total'].seconds:.2f}×",
+            Text(estimate.recipe.name),
+            *_phase_cells(totals.get("prefill"), estimate.ttft_seconds, 1),
+            *_phase_cells(totals.get("decode"), estimate.tpot_seconds, 1e3),
+            f"{total.attention_seconds / total.seconds:.1%}",
+            _share(total.lane_use),
+            f"{reference / total.seconds:.2f}×",
         )
     return table
 
 
-def _phase_cells(total: Total | None) -> list[str]:
-    if total is None:
+def _phase_cells(total: Total | None, seconds: float | None, unit: float) -> list[str]:
+    if total is None or seconds is None:
         return ["–"] * 3
-    return [f"{total.cycles / 1e6:,.1f}", f"{total.tokens_per_second:,.2f}", total.bound]
+    return [_three_digits(unit * seconds), f"{total.tokens_per_second:,.2f}", _short(total.bound)]
+
+
+def _phases_table(estimate: Estimate) -> Table:
+    table = table_of(
+        f"{estimate.recipe.name}: where the time goes, in seconds, beside two limits",
+        ["phase"],
+        [
+            "tokens",
+            "Mcycles",
+            "linear",
+            "atten-\ntion",
+            "on\nhost",
+            "total",
+            "lane\nlimit",
+            "bytes\nlimit",
+            "total over\nlimit",
+        ],
+        caption="Mcycles, on the core: exact model. All else: estimated. Lane limit: each lane of the\n"
+        "rows at work multiplies in every cycle. Bytes limit: memory always moves bytes.",
+    )
+    for phase, total in estimate.totals.items():
+        parts = (total.linear_seconds, total.attention_seconds, total.host_seconds, total.seconds)
+        limits = (total.lane_limit_seconds, total.bytes_limit_seconds)
+        table.add_row(
+            phase,
+            f"{total.tokens:,}",
+            f"{total.cycles / 1e6:,.1f}",
+            *(_three_digits(value) for value in parts + limits),
+            # Both phases together have no one limit: they may be bounded by different ones.
+            "" if phase == "total" else f"{total.over_limit:.3f}×",
+        )
+    return table
 
 
 def _layers_tables(estimates: Estimates, estimate: Estimate) -> list[Table]:
     tables = []
     for phase, total in estimate.totals.items():
-        layers = [layer for layer in estimate.layers if layer.phase == phase]
+        layers = [layer for layer in estimate.layers if layer.work.phase == phase]
         if not layers:
             continue
         table = table_of(
-            f"{phase}: {estimates.trace.model}, {total.tokens} tokens, {pattern_name(estimate.pattern)} "
-            f"on {estimates.core}",
+            f"{phase}: {estimates.trace.model}, {total.tokens} tokens, {estimate.recipe.name} on {estimates.core}",
             ["layer"],
             ["T", "K", "O", "calls", "cycles\n/call", "lane\nuse", "MB\n/call", "ms\n/call", "bound"],
-            caption="cycles, lane use and MB: exact model. ms and bound: estimated.",
+            caption="cycles, lane use and MB: exact model, the mean where the context grows.\n"
+            "ms, bound, and what runs on the host: estimated.",
         )
         for layer in layers:
-            other = "" if layer.pattern == estimate.pattern else f" ({pattern_name(layer.pattern)})"
+            work = layer.work
+            other = "" if work.pattern == estimate.recipe.name else f" ({work.pattern})"
             table.add_row(
-                ", ".join(layer.kinds) + other,
-                str(layer.tokens),
-                f"{layer.in_features:,}",
-                f"{layer.out_features:,}",
-                f"{layer.calls:,}",
-                f"{layer.timing.cycles:,}",
-                f"{layer.timing.utilisation:.1%}",
-                f"{layer.bytes / 1e6:.2f}",
-                f"{1e3 * layer.seconds / layer.calls:.3f}",
-                layer.bound,
+                Text(work.name + other),
+                f"{work.tokens:,}",
+                f"{work.in_features:,.0f}",
+                f"{work.out_features:,.0f}",
+                f"{work.calls:,}",
+                f"{layer.cycles / work.calls:,.0f}" if layer.cycles else "host",
+                _share(layer.lane_use),
+                f"{layer.bytes / work.calls / 1e6:.2f}",
+                _three_digits(1e3 * layer.seconds / work.calls),
+                _short(layer.bound),
             )
         tables.append(table)
     return tables
+
+
+def _short(bound: str) -> str:
+    # The table is to fit 80 columns.
+    return "acts" if bound == "activations" else bound
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _three_digits(value: float) -> str:
+    """A number with at least three digits that count, as far as three decimals show them."""
+    return f"{value:,.{0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 10 else 3}f}"
 
 
 def bench_view(benchmark: Benchmark) -> list[RenderableType]:

@@ -45,7 +45,7 @@ def test_keys(nimble_json: Any) -> None:
     sparse, dense = document["runs"]
     assert (sparse["pattern"], dense["pattern"]) == ("2:4", "dense")
     assert document["cycle_ratio"] == dense["cycles"] / sparse["cycles"]
-    assert [row["pattern"] for row in document["estimate"]["comparison"]] == [
+    assert [row["pattern"] for row in document["estimate"]["patterns"]] == [
         "dense",
         "2:4",
         "4:8",

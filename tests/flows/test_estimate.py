@@ -1,129 +1,235 @@
-"""`nimble estimate`: its cycles are the core's, its times follow from them, and it says what it assumes."""
+"""`nimble estimate`: sums, limits and shapes against formulas written out here, and what it says it assumes."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.estimate import SOURCES
+from flows.estimate import COUNTERS, SOURCES
 
 SMALL = ("--preset", "tiny", "--group", 16, "--prefill", 5, "--decode", 3)
+BOUNDS = {"lanes", "memory", "activations", "drain", "results"}
 
 
-def test_keys_and_sums(nimble_json: Any, tiny_model: Path) -> None:
-    document = nimble_json("estimate", *SMALL, "--model", tiny_model)
-    assert document["model"] == "tiny"
-    assert document["core"] == "tiny"
-    assert document["pattern"] == "2:4"
-    layers = document["layers"]
-    assert [(layer["phase"], layer["tokens"], layer["calls"]) for layer in layers] == [
-        ("prefill", 5, 8),  # four projections in two blocks
-        ("prefill", 5, 4),
-        ("prefill", 5, 2),
-        ("prefill", 1, 1),  # lm_head for the last token only
-        ("decode", 1, 24),
-        ("decode", 1, 12),
-        ("decode", 1, 6),
-        ("decode", 1, 3),
+def layers_of(document: Any, index: int = 0) -> Any:
+    return document["patterns"][index]["layers"]
+
+
+def test_shapes_and_calls(nimble_json: Any, tiny_model: Path) -> None:
+    document = nimble_json("estimate", *SMALL, "--model", tiny_model, "--batch", 2)
+    assert {name: document[name] for name in ("schema", "version", "model", "core", "multipliers")} == {
+        "schema": "nimble.estimate",
+        "version": 1,
+        "model": "tiny",
+        "core": "tiny",
+        "multipliers": 8,
+    }
+    keys = ("phase", "name", "role", "where", "tokens", "in_features", "out_features", "pattern", "calls")
+    # Two blocks, four heads of 8, two sequences; decode sees 6, 7 and 8 keys, 7 on average.
+    assert [tuple(layer[key] for key in keys) for layer in layers_of(document)] == [
+        ("prefill", "q_proj, k_proj, v_proj, o_proj", "linear", "core", 10, 32, 32, "2:4", 8),
+        ("prefill", "gate_proj, up_proj", "linear", "core", 10, 32, 48, "2:4", 4),
+        ("prefill", "down_proj", "linear", "core", 10, 48, 32, "2:4", 2),
+        ("prefill", "lm_head", "head", "core", 2, 32, 96, "dense", 1),
+        ("prefill", "attention qk", "attention", "core", 5, 8, 5, "dense", 16),
+        ("prefill", "attention pv", "attention", "core", 5, 5, 8, "dense", 16),
+        ("decode", "q_proj, k_proj, v_proj, o_proj", "linear", "core", 2, 32, 32, "2:4", 24),
+        ("decode", "gate_proj, up_proj", "linear", "core", 2, 32, 48, "2:4", 12),
+        ("decode", "down_proj", "linear", "core", 2, 48, 32, "2:4", 6),
+        ("decode", "lm_head", "head", "core", 2, 32, 96, "dense", 3),
+        ("decode", "attention qk", "attention", "core", 1, 8, 7, "dense", 48),
+        ("decode", "attention pv", "attention", "core", 1, 7, 8, "dense", 48),
     ]
-    for phase, tokens in (("prefill", 5), ("decode", 3), ("total", 8)):
-        chosen = [layer for layer in layers if phase in ("total", layer["phase"])]
-        cycles = sum(layer["calls"] * layer["cycles"] for layer in chosen)
-        ideal = sum(layer["calls"] * layer["ideal_cycles"] for layer in chosen)
-        seconds = sum(layer["calls"] * max(layer["compute_seconds"], layer["memory_seconds"]) for layer in chosen)
-        assert document["cycles"][phase] == cycles
-        assert document["utilisation"][phase] == ideal / cycles <= 1
-        assert document["seconds"][phase] == pytest.approx(seconds)
-        assert document["tokens_per_second"][phase] == pytest.approx(tokens / seconds)
-        assert 0 < document["mac_utilisation"][phase] < document["utilisation"][phase]
-        assert document["bound"][phase] in ("compute", "memory")
-    for layer in layers:
-        assert layer["cycles"] == sum(layer["counters"].values())
-        assert layer["compute_seconds"] == layer["cycles"] / 500e6
-        moved = layer["weight_bytes"] + layer["act_bytes"] + layer["result_bytes"]
-        assert layer["memory_seconds"] == moved / 25.6e9
+    for layer in layers_of(document):
+        density = 1 if layer["pattern"] == "dense" else 0.5
+        macs = layer["calls"] * layer["tokens"] * layer["in_features"] * layer["out_features"]
+        assert (layer["macs"], layer["dense_macs"]) == (density * macs, macs)
+
+
+def check_sums(document: Any) -> None:
+    """Every total of every pattern follows from its layers, and every time from cycles, bytes and settings."""
+    clock = document["clock_mhz"] * 1e6
+    bandwidth = document["memory"]["bandwidth_gb_s"] * 1e9
+    batch, prefill, decode = (document[name] for name in ("batch", "prefill", "decode"))
+    for column in document["patterns"]:
+        assert set(column["phases"]) == {name for name in ("prefill", "decode") if document[name]} | {"total"}
+        for layer in column["layers"]:
+            assert sum(layer["counters"].values()) == pytest.approx(layer["calls"] * layer["cycles"])
+            assert tuple(layer["counters"]) == COUNTERS
+            assert layer["bound"] in BOUNDS
+            if layer["where"] == "host":
+                assert (layer["cycles"], layer["lane_use"], layer["bound"]) == (0, None, "memory")
+                assert layer["seconds"] == pytest.approx(layer["calls"] * layer["bytes"] / bandwidth)
+            else:
+                assert layer["seconds"] == pytest.approx(layer["calls"] * layer["cycles"] / clock)
+                assert 0 < layer["lane_use"] <= 1
+        for phase, total in column["phases"].items():
+            layers = [layer for layer in column["layers"] if phase in ("total", layer["phase"])]
+
+            def of(name: str, layers: Any = layers) -> float:
+                """Sum over calls of a number that a layer has for one call."""
+                return sum(layer["calls"] * layer[name] for layer in layers)
+
+            def seconds(key: str, *values: str, layers: Any = layers) -> Any:
+                return pytest.approx(sum(layer["seconds"] for layer in layers if layer[key] in values))
+
+            assert total["cycles"] == pytest.approx(of("cycles"))
+            assert total["bytes"] == pytest.approx(of("bytes"))
+            assert total["linear_seconds"] == seconds("role", "linear", "head")
+            assert total["attention_seconds"] == seconds("role", "attention")
+            assert total["host_seconds"] == seconds("where", "host")
+            assert total["seconds"] == pytest.approx(total["linear_seconds"] + total["attention_seconds"])
+            assert total["seconds"] == pytest.approx(total["cycles"] / clock + total["host_seconds"])
+            assert sum(total["counters"].values()) == total["cycles"]
+            assert total["tokens"] == batch * {"prefill": prefill, "decode": decode, "total": prefill + decode}[phase]
+            assert total["passes"] == {"prefill": 1, "decode": decode, "total": decode + (prefill > 0)}[phase]
+            assert total["tokens_per_second"] == pytest.approx(total["tokens"] / total["seconds"])
+            assert total["bytes_limit_seconds"] == pytest.approx(total["bytes"] / bandwidth)
+            limits = total["lane_limit_seconds"], total["bytes_limit_seconds"]
+            assert total["over_limit"] == pytest.approx(total["seconds"] / max(limits))
+            assert total["over_limit"] > 1 - 1e-9
+            assert total["bound"] in {layer["bound"] for layer in layers}
+            if total["cycles"]:
+                assert total["lane_use"] == pytest.approx(clock * total["lane_limit_seconds"] / total["cycles"])
+                possible = document["multipliers"] * total["cycles"]
+                dense = sum(layer["dense_macs"] for layer in layers if layer["where"] == "core")
+                assert total["dense_equivalent"] == pytest.approx(dense / possible)
+                assert 0 < total["array_use"] <= total["lane_use"] <= 1
+        phases = column["phases"]
+        assert column["ttft_seconds"] == (phases["prefill"]["seconds"] if prefill else None)
+        if decode:
+            assert column["tpot_seconds"] == pytest.approx(phases["decode"]["seconds"] / decode)
+            assert column["tokens_per_second"] == pytest.approx(batch / column["tpot_seconds"])
+        else:
+            assert (column["tpot_seconds"], column["tokens_per_second"]) == (None, None)
+        assert column["prefill_tokens_per_second"] == (phases["prefill"]["tokens_per_second"] if prefill else None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--batch", 3, "--attention", "core-int4", "--lm-head", "pruned", "--memory", "ddr3-1600"),
+        ("--attention", "host", "--lm-head", "fp16-host", "--bandwidth", 0.5, "--latency", 1000),
+        ("--prefill", 0, "--attention", "skip", "--lm-head", "skip", "--asymmetric", "--clock", 1000),
+        ("--decode", 0, "--memory", "hbm2-u280", "--group", -1),
+    ],
+)
+def test_totals_are_the_sums_of_their_layers(options: tuple[object, ...], nimble_json: Any, tiny_model: Path) -> None:
+    check_sums(nimble_json("estimate", *SMALL, "--model", tiny_model, "--pattern", "dense,2:4", *options))
 
 
 def test_every_number_has_a_source(nimble_json: Any, tiny_model: Path) -> None:
     document = nimble_json("estimate", *SMALL, "--model", tiny_model)
     assert document["sources"] == SOURCES
-    settings = {"tokens", "in_features", "out_features", "calls"}
-    for layer in document["layers"]:
-        numbers = {name for name, value in layer.items() if isinstance(value, (int, float))}
+    assert set(SOURCES.values()) == {"exact model", "estimated"}
+    settings = {"tokens", "passes", "in_features", "out_features", "calls"}
+    column = document["patterns"][0]
+    for container in (column, *column["phases"].values(), *column["layers"]):
+        numbers = {name for name, value in container.items() if isinstance(value, (int, float))}
         assert numbers - settings <= set(SOURCES)
-    by_phase = {name for name, value in document.items() if isinstance(value, dict)} - {"sources"}
-    assert by_phase <= set(SOURCES)
-    assert SOURCES["cycles"] == "exact model"
+    assert SOURCES["cycles"] == SOURCES["counters"] == "exact model"
     assert SOURCES["tokens_per_second"] == "estimated"
 
 
-@pytest.mark.parametrize("pattern", ["dense", "2:4", "3:4", "1:4"])
-def test_cycles_are_those_of_the_simulated_core(pattern: str, nimble_json: Any, tiny_model: Path) -> None:
-    sizes = ("--model", tiny_model, "--preset", "tiny", "--group", 16, "--pattern", pattern)
-    layers = nimble_json("estimate", *sizes, "--prefill", 5, "--decode", 1)["layers"]
-    for layer in layers:
-        if layer["pattern"] != pattern:
-            continue  # lm_head is dense
-        simulated = nimble_json(
-            "simulate",
-            *sizes,
-            "--layer",
-            layer["kinds"][0],
-            "--tokens",
-            layer["tokens"],
-            "--level",
-            "verilog",
-        )
-        assert simulated["match"]
-        assert simulated["cycles"] == layer["cycles"]
-        assert simulated["counters"] == layer["counters"]
-        assert simulated["ideal_cycles"] == layer["ideal_cycles"]
-        assert simulated["stream_bytes"] * (2 if layer["tokens"] == 5 else 1) == layer["weight_bytes"]
+def test_host_times_are_bytes_over_bandwidth(nimble_json: Any, tiny_model: Path) -> None:
+    document = nimble_json(
+        *("estimate", *SMALL, "--model", tiny_model, "--batch", 2, "--attention", "host", "--lm-head", "fp16-host"),
+        *("--memory", "ddr3-1600"),
+    )
+    seconds = {
+        (layer["phase"], layer["name"]): layer["seconds"] for layer in layers_of(document) if layer["where"] == "host"
+    }
+    # 2 blocks × 2 sequences × 4 heads × 8 values of 16 bits for each of 5 keys, then of 6 + 7 + 8.
+    key = 2 * 2 * 4 * 8 * 2 / 12.8e9
+    head = 32 * 96 * 2 / 12.8e9
+    assert seconds == {
+        ("prefill", "lm_head"): pytest.approx(head),
+        ("prefill", "attention qk"): pytest.approx(5 * key),
+        ("prefill", "attention pv"): pytest.approx(5 * key),
+        ("decode", "lm_head"): pytest.approx(3 * head),
+        ("decode", "attention qk"): pytest.approx(21 * key),
+        ("decode", "attention pv"): pytest.approx(21 * key),
+    }
 
 
-def test_the_bound_follows_from_clock_and_bandwidth(nimble_json: Any, tiny_model: Path) -> None:
-    def run(clock: float, bandwidth: float) -> Any:
-        return nimble_json("estimate", *SMALL, "--model", tiny_model, "--clock", clock, "--bandwidth", bandwidth)
-
-    slow_core, slow_memory = run(1, 1000), run(1e6, 0.001)
-    assert set(slow_core["bound"].values()) == {"compute"}
-    assert set(slow_memory["bound"].values()) == {"memory"}
-    assert slow_core["cycles"] == slow_memory["cycles"]
-    assert run(2, 1000)["seconds"]["total"] == pytest.approx(slow_core["seconds"]["total"] / 2)
-    assert run(1e6, 0.002)["seconds"]["total"] == pytest.approx(slow_memory["seconds"]["total"] / 2)
-    assert slow_memory["seconds"]["total"] == pytest.approx(slow_memory["bytes"]["total"] / 1e6)
+def stream_bytes(pattern: str, out_features: int, in_features: int, group: int, word: tuple[int, int]) -> int:
+    """Bytes of a packed matrix of whole groups and tiles, from the format's description alone."""
+    columns, slice_bytes = word
+    n, m = (1, 1) if pattern == "dense" else map(int, pattern.split(":"))
+    blocks = group // m
+    codes = math.ceil(blocks * math.ceil(math.log2(math.comb(m, n))) / 8)
+    tile = 1 + codes + math.ceil(blocks * n / 2)
+    words = math.ceil(out_features // columns * (in_features // group) * tile / slice_bytes)
+    return words * columns * slice_bytes
 
 
-def test_several_patterns_are_compared(nimble: Any, nimble_json: Any, tiny_model: Path) -> None:
-    arguments = ("estimate", *SMALL, "--model", tiny_model, "--pattern", "dense,2:4,1:4")
-    document = nimble_json(*arguments)
-    assert document["pattern"] == "dense"
-    rows = document["comparison"]
-    assert [row["pattern"] for row in rows] == ["dense", "2:4", "1:4"]
-    assert {key: document[key] for key in rows[0]} == rows[0]
-    totals = [row["cycles"]["total"] for row in rows]
-    assert totals == sorted(totals, reverse=True)
-    text = nimble(*arguments).stdout
-    for words in ("dense", "2:4", "1:4", "Mcycles and lane use: exact model.", "Assumptions"):
-        assert words in text
+@pytest.mark.parametrize("pattern", ["dense", "2:4", "4:8", "3:4", "1:4"])
+def test_bytes_of_llama_7b(pattern: str, nimble_json: Any) -> None:
+    options = ("--model", "llama-7b", "--preset", "wide", "--attention", "skip", "--pattern", pattern)
+    document = nimble_json("estimate", *options, "--prefill", 16, "--decode", 2)
+    column = document["patterns"][0]
+    shapes = {(4096, 4096): 128, (4096, 11008): 64, (11008, 4096): 32}
+    weights = sum(count * stream_bytes(pattern, o, k, 128, (16, 8)) for (k, o), count in shapes.items())
+    weights += stream_bytes("dense", 32000, 4096, 128, (16, 8))
+    assert column["weight_gbytes"] == pytest.approx(weights / 1e9)
+    # A decode pass reads the weights once, its activations in words for four rows, and writes results of 32 bits, or
+    # of 64 where a sum of kept weights of 5 bits, activations and scales of 8 may be beyond.
+    density = 1 if pattern == "dense" else int(pattern[0]) / int(pattern[2])
+    acts = results = 0
+    for (k, o), count in {**shapes, (4096, 32000): 1}.items():
+        acts += count * 4 * k
+        results += count * o * (8 if k * density * 15 * 128 * 128 >= 2**31 else 4)
+    assert column["phases"]["decode"]["bytes"] == 2 * (weights + acts + results)
 
 
 def test_what_is_done_with_the_head(nimble_json: Any, tiny_model: Path) -> None:
     documents = {
         how: nimble_json("estimate", *SMALL, "--model", tiny_model, "--lm-head", how)
-        for how in ("int4", "pruned", "skip")
+        for how in ("int4", "pruned", "fp16-host", "skip")
     }
-    cycles = {how: document["cycles"]["total"] for how, document in documents.items()}
-    assert cycles["int4"] > cycles["pruned"] > cycles["skip"]
     heads = {
-        how: [layer["pattern"] for layer in document["layers"] if layer["kinds"] == ["lm_head"]]
+        how: [(layer["pattern"], layer["where"]) for layer in layers_of(document) if layer["role"] == "head"]
         for how, document in documents.items()
     }
-    assert heads == {"int4": ["dense", "dense"], "pruned": ["2:4", "2:4"], "skip": []}
+    assert heads == {
+        "int4": [("dense", "core")] * 2,
+        "pruned": [("2:4", "core")] * 2,
+        "fp16-host": [("fp16", "host")] * 2,
+        "skip": [],
+    }
+    cycles = {how: document["patterns"][0]["phases"]["total"]["cycles"] for how, document in documents.items()}
+    assert cycles["int4"] > cycles["pruned"] > cycles["fp16-host"] == cycles["skip"]
+    stored = {how: document["patterns"][0]["weight_gbytes"] * 1e9 for how, document in documents.items()}
+    assert stored["fp16-host"] == pytest.approx(stored["skip"] + 2 * 32 * 96)
     assert any("(lm_head) are left out." in sentence for sentence in documents["skip"]["assumptions"])
+
+
+def test_several_patterns_are_compared(nimble: Any, nimble_json: Any, tiny_model: Path) -> None:
+    arguments = ("estimate", *SMALL, "--model", tiny_model, "--pattern", "dense,2:4,1:4")
+    columns = nimble_json(*arguments)["patterns"]
+    assert [column["pattern"] for column in columns] == ["dense", "2:4", "1:4"]
+    totals = [column["phases"]["total"]["cycles"] for column in columns]
+    assert totals == sorted(totals, reverse=True)
+    attention = [column["phases"]["total"]["attention_seconds"] for column in columns]
+    assert attention == attention[:1] * 3
+    text = nimble(*arguments).stdout
+    for words in ("dense", "2:4", "1:4", "Lane use: exact model", "TTFT", "TPOT", "Assumptions", "Model time: "):
+        assert words in text
+
+
+@pytest.mark.parametrize("options", [(), ("--attention", "host", "--lm-head", "fp16-host", "--pattern", "dense,2:4")])
+def test_tables_fit_80_columns(
+    options: tuple[object, ...], nimble: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = nimble("estimate", *SMALL, "--model", tiny_model, *options).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
 
 
 @pytest.mark.parametrize(("prefill", "decode", "phases"), [(4, 0, ["prefill"]), (0, 4, ["decode"])])
@@ -132,33 +238,43 @@ def test_a_phase_without_tokens(
 ) -> None:
     arguments = ("estimate", *SMALL, "--model", tiny_model, "--prefill", prefill, "--decode", decode)
     document = nimble_json(*arguments)
-    assert list(document["cycles"]) == [*phases, "total"]
-    assert {layer["phase"] for layer in document["layers"]} == set(phases)
+    assert {layer["phase"] for layer in layers_of(document)} == set(phases)
     assert nimble(*arguments).exit_code == 0
 
 
 def test_assumptions_are_sentences_that_name_the_settings(nimble_json: Any, tiny_model: Path) -> None:
     document = nimble_json(
-        "estimate", *SMALL, "--model", tiny_model, "--clock", 700, "--bandwidth", 12.8, "--asymmetric"
+        *("estimate", *SMALL, "--model", tiny_model, "--clock", 700, "--bandwidth", 12.5, "--latency", 33),
+        "--asymmetric",
     )
     assumptions = document["assumptions"]
     assert all(sentence.endswith(".") for sentence in assumptions)
     text = " ".join(assumptions)
-    for words in ("700 MHz", "12.8 GB/s", "1 GB = 10^9 bytes", "zero points", "scale for 16 weights"):
+    for words in ("700 MHz", "12.5 GB/s", "1 GB = 10^9 bytes", "33 ns", "is a peak", "zero points", "two nibbles",
+                  "scale for 16 weights", "strictly one after the other", "future tokens included"):  # fmt: skip
         assert words in text
-    assert "Not included: attention's own batched products" in text
+    assert (document["clock_mhz"], document["clock_source"]) == (700, "assumed")
+    assert document["memory"] == {"name": "custom", "bandwidth_gb_s": 12.5, "latency_ns": 33}
 
 
-def test_llama_7b_at_the_promised_command(nimble_json: Any) -> None:
-    document = nimble_json(
-        *("estimate", "--model", "llama-7b", "--preset", "edge", "--pattern", "dense,2:4"),
-        *("--prefill", 128, "--decode", 32),
-    )
-    dense, sparse = document["comparison"]
-    assert dense["cycles"]["prefill"] / sparse["cycles"]["prefill"] > 1.95
-    assert sparse["utilisation"]["prefill"] > 0.95
-    # 6.5 G multiplications a token on 16 × 4 multipliers, as one of 16 rows works.
-    assert dense["cycles"]["decode"] / 32 == pytest.approx((6_476_005_376 + 131_072_000) / 64, rel=0.01)
+def test_a_clock_from_a_synthesis_report(nimble_json: Any, tiny_model: Path, tmp_path: Path) -> None:
+    report = tmp_path / "synth.json"
+    report.write_text(json.dumps({"tool": "any", "fmax_mhz": 312.5}), encoding="utf-8")
+    document = nimble_json("estimate", *SMALL, "--model", tiny_model, "--clock-from", report)
+    assert (document["clock_mhz"], document["clock_source"]) == (312.5, str(report))
+    assert any(f"312.5 MHz, the fmax_mhz of {report}." in sentence for sentence in document["assumptions"])
+    check_sums(document)
+
+
+def test_memories_and_clocks_bound_what_they_should(nimble_json: Any, tiny_model: Path) -> None:
+    def bounds(*options: object) -> set[str]:
+        document = nimble_json("estimate", *SMALL, "--model", tiny_model, "--attention", "skip", *options)
+        return {layer["bound"] for layer in layers_of(document)}
+
+    assert bounds("--clock", 1, "--memory", "hbm2-u280", "--prefill", 40, "--decode", 0) == {"lanes", "memory"}
+    assert bounds("--bandwidth", 0.01, "--latency", 0) == {"memory"}
+    # One small matrix: nothing can be multiplied before the first activations have come, nor written sooner.
+    assert bounds("--bandwidth", 1000, "--latency", 100_000) <= {"activations", "memory", "results"}
 
 
 @pytest.mark.parametrize(
@@ -169,9 +285,28 @@ def test_llama_7b_at_the_promised_command(nimble_json: Any) -> None:
             ("--prefill", 0, "--decode", 0),
             "Both prefill and decode are 0; at least one of them has a token.",
         ),
+        (("--batch", 0), "batch is 0; a pass has at least 1 sequence."),
         (("--clock", 0), "The clock is 0.0 MHz; it must be positive and finite."),
+        (("--clock", "nan"), "The clock is nan MHz; it must be positive and finite."),
+        (("--bandwidth", 0), "The bandwidth is 0.0 GB/s; it must be positive and finite."),
         (("--bandwidth", "inf"), "The bandwidth is inf GB/s; it must be positive and finite."),
-        (("--lm-head", "fp16"), "lm_head is 'fp16'; it must be one of int4, pruned, skip."),
+        (("--bandwidth", 9, "--latency", -1), "The latency is -1.0 ns; it must be 0 or more, and finite."),
+        (
+            ("--latency", 80),
+            "A latency of 80.0 ns was given without a bandwidth; give --bandwidth with --latency, or --memory.",
+        ),
+        (
+            ("--memory", "ddr4-3200", "--bandwidth", 20),
+            "Both --memory ddr4-3200 and figures of a memory were given; a memory is a name, or a bandwidth with a "
+            "latency.",
+        ),
+        (
+            ("--memory", "ddr5"),
+            "There is no memory named 'ddr5'; the memories are ddr3-1600, ddr4-3200, lpddr5-6400, hbm2-u280. Others "
+            "are given by --bandwidth and --latency.",
+        ),
+        (("--lm-head", "fp16"), "lm_head is 'fp16'; it must be one of int4, pruned, fp16-host, skip."),
+        (("--attention", "core"), "attention is 'core'; it must be one of core-int8, core-int4, host, skip."),
         (("--pattern", "2:4,2:4"), "The patterns '2:4,2:4' were given; each is named once."),
         (
             ("--prefill", 62, "--decode", 3),
@@ -187,10 +322,58 @@ def test_bad_input(arguments: tuple[object, ...], sentence: str, tiny_model: Pat
     assert refusal("estimate", *SMALL, "--model", tiny_model, *arguments) == sentence
 
 
-def test_a_layer_beyond_the_core(tmp_path: Path, tiny_model: Path, refusal: Any) -> None:
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("no", "{file} is not JSON: Expecting value: line 1 column 1 (char 0)."),
+        ("[500]", "{file} has no fmax_mhz; a synthesis report is a JSON object with that key."),
+        ('{"fmax": 500}', "{file} has no fmax_mhz; a synthesis report is a JSON object with that key."),
+        ('{"fmax_mhz": "500"}', "fmax_mhz of {file} is '500'; it must be a positive, finite number of MHz."),
+        ('{"fmax_mhz": true}', "fmax_mhz of {file} is True; it must be a positive, finite number of MHz."),
+        ('{"fmax_mhz": 0}', "fmax_mhz of {file} is 0; it must be a positive, finite number of MHz."),
+        ('{"fmax_mhz": Infinity}', "fmax_mhz of {file} is inf; it must be a positive, finite number of MHz."),
+    ],
+)
+def test_a_report_that_states_no_clock(
+    text: str, sentence: str, tmp_path: Path, tiny_model: Path, refusal: Any
+) -> None:
+    file = tmp_path / "synth.json"
+    file.write_text(text, encoding="utf-8")
+    given = ("estimate", *SMALL, "--model", tiny_model, "--clock-from", file)
+    assert refusal(*given) == sentence.format(file=file)
+    assert refusal(*given, "--clock", 400) == (
+        f"Both --clock 400 and --clock-from {file} were given; a clock comes from one of them."
+    )
+
+
+def test_a_report_that_is_not_there(tmp_path: Path, tiny_model: Path, refusal: Any) -> None:
+    file = tmp_path / "none.json"
+    complaint = refusal("estimate", *SMALL, "--model", tiny_model, "--clock-from", file)
+    assert complaint == f"Cannot use {file}: No such file or directory."
+
+
+def test_a_layer_beyond_the_core(tiny_model: Path, refusal: Any) -> None:
     fields = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
     (tiny_model / "config.json").write_text(json.dumps({**fields, "intermediate_size": 256}), encoding="utf-8")
     assert refusal("estimate", *SMALL, "--model", tiny_model) == (
         "down_proj of tiny does not run on this core: The weights have 256 input features (256 after padding "
         "to whole groups), but this core's accumulators are sized for k_max = 128."
+    )
+
+
+def test_nothing_left_to_estimate(tiny_model: Path, refusal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+
+    from flows import estimate
+    from flows.trace import trace_model
+
+    def only_the_head(*arguments: Any, **options: Any) -> Any:
+        trace = trace_model(*arguments, **options)
+        return dataclasses.replace(trace, layers=tuple(layer for layer in trace.layers if layer.block is None))
+
+    monkeypatch.setattr(estimate, "trace_model", only_the_head)
+    given = ("estimate", *SMALL, "--model", tiny_model, "--lm-head", "skip", "--attention", "skip")
+    assert refusal(*given) == (
+        f"{tiny_model} has no linear layers in blocks, and lm_head and attention are 'skip'; nothing is left to "
+        "estimate."
     )
