@@ -14,12 +14,15 @@ import pytest
 from flows.atomic_file import write_text
 from flows.trace import (
     NAMED_MODELS,
+    AttentionProduct,
+    CachedLayer,
     DistinctLayer,
     LinearLayer,
     MacsPerToken,
     ModelFacts,
     ModelTrace,
     load_trace,
+    read_trace,
     save_trace,
     trace_model,
 )
@@ -55,11 +58,19 @@ def small() -> ModelTrace:
         model_type="llama",
         facts=ModelFacts(8, 1, 32, 64, 2, None),
         tokens=2,
-        excludes=("attention",),
+        batch=3,
+        context=5,
+        excludes=("1 matrix product",),
         layers=(
-            LinearLayer("model.layers.0.self_attn.q_proj", "q_proj", 8, 8, False, 2, 0),
-            LinearLayer("lm_head", "lm_head", 8, 32, False, 2, None),
+            LinearLayer("model.layers.0.self_attn.q_proj", "q_proj", 8, 8, False, 6, 0),
+            LinearLayer("lm_head", "lm_head", 8, 32, False, 6, None),
         ),
+        attention=(
+            AttentionProduct("model.layers.0.self_attn", "qk", 0, 3, 2, 1, 2, 7, 4, None),
+            AttentionProduct("model.layers.0.self_attn", "pv", 0, 3, 2, 1, 2, 7, 5, None),
+        ),
+        kv_cache=(CachedLayer(1, 4, 5, 7, None),),
+        layers_on_cache=(),
     )
 
 
@@ -83,8 +94,7 @@ def test_named_models_have_their_published_size(
     assert len(trace.layers) == linears
     assert trace.facts == facts
     assert trace.model == model
-    assert len(trace.excludes) == 1
-    assert trace.excludes[0].startswith("attention's own batched products")
+    assert trace.excludes == ()
 
 
 def test_every_named_model_is_tested_above() -> None:
@@ -155,7 +165,9 @@ def test_weights_outside_of_linears_are_named_and_not_lost(tmp_path: Path) -> No
     fields = {"model_type": "gpt2", "vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4}
     trace = trace_model(write_config(tmp_path, fields))
     assert [layer.name for layer in trace.layers] == ["lm_head"]
-    assert trace.excludes[1:] == (
+    # In a block: 32 × 96 for queries, keys and values, 32 × 32, 32 × 128 and 128 × 32.
+    assert trace.excludes == (
+        "8 matrix products outside of linear layers and attention: 24,576 MAC (first: transformer.h.0.attn.c_attn)",
         "8 weight tensors of Conv1D modules, which are not torch.nn.Linear: 24,576 weights "
         "(first: transformer.h.0.attn.c_attn.weight)",
     )
@@ -201,8 +213,24 @@ def test_json_round_trip(llama_7b: ModelTrace) -> None:
 
 def test_json_names_its_schema_and_the_totals(llama_7b: ModelTrace) -> None:
     document = json.loads(llama_7b.to_json())
-    assert (document["schema"], document["version"]) == ("nimble.trace", 1)
+    assert (document["schema"], document["version"]) == ("nimble.trace", 2)
     assert document["macs_per_token"] == {"blocks": 6_476_005_376, "lm_head": 131_072_000}
+    assert document["attention_macs"] == 262_144
+    assert document["kv_values_per_token"] == document["kv_values"] == 262_144
+
+
+def test_totals_of_a_pass(small: ModelTrace) -> None:
+    assert small.attention_macs == 3 * 2 * 2 * 7 * (4 + 5)
+    assert small.macs_per_token == MacsPerToken(64, 256)
+    assert small.kv_values_per_token == 9
+    assert small.kv_values == 3 * 7 * 9
+    assert [small.kv_bytes_per_token(bits) for bits in (16, 8, 4)] == [18, 9, 5]
+    assert [small.kv_bytes(bits) for bits in (16, 8, 4)] == [378, 189, 95]
+
+
+def test_distinct_attention_counts_products_of_one_shape(llama_7b: ModelTrace) -> None:
+    qk, pv = llama_7b.attention[:2]
+    assert llama_7b.distinct_attention() == ((qk, 32), (pv, 32))
 
 
 def test_unknown_keys_are_ignored(small: ModelTrace) -> None:
@@ -224,8 +252,8 @@ def test_save_and_load(small: ModelTrace, tmp_path: Path) -> None:
             "The JSON has schema 'nimble.report'; a trace has schema 'nimble.trace'. Write one with nimble trace.",
         ),
         (
-            {"version": 2},
-            "The trace has version 2; this Nimble reads version 1. Write it again with nimble trace.",
+            {"version": 1},
+            "The trace has version 1; this Nimble reads version 2. Write it again with nimble trace.",
         ),
         ({"tokens": 0}, "Field 'tokens' of the trace is 0; it must be at least 1."),
         ({"tokens": True}, "Field 'tokens' of the trace is True; it must be an integer."),
@@ -236,6 +264,11 @@ def test_save_and_load(small: ModelTrace, tmp_path: Path) -> None:
         ({"layers": [7]}, "layers[0] is 7; it must be an object."),
         ({"layers": [{"name": "x"}]}, "Field 'kind' of layers[0] is missing."),
         ({"excludes": [1]}, "An item of excludes is 1; it must be a string."),
+        ({"layers_on_cache": [None]}, "An item of layers_on_cache is None; it must be a string."),
+        ({"attention": [{"kind": "qkv"}]}, "Field 'kind' of attention[0] is 'qkv'; it must be 'qk' or 'pv'."),
+        ({"kv_cache": ["x"]}, "kv_cache[0] is 'x'; it must be an object."),
+        ({"batch": 0}, "Field 'batch' of the trace is 0; it must be at least 1."),
+        ({"context": -1}, "Field 'context' of the trace is -1; it must be at least 0."),
     ],
 )
 def test_from_json_refuses_what_is_not_a_trace(small: ModelTrace, change: dict[str, object], sentence: str) -> None:
@@ -261,7 +294,13 @@ def test_from_json_refuses_a_wrong_layer(small: ModelTrace, change: dict[str, ob
 
 def test_from_json_needs_every_field_of_every_object(small: ModelTrace) -> None:
     """Each field of each dataclass is needed: dropping any one of them is refused by name."""
-    for cls, path in ((ModelTrace, ()), (ModelFacts, ("facts",)), (LinearLayer, ("layers", 1))):
+    for cls, path in (
+        (ModelTrace, ()),
+        (ModelFacts, ("facts",)),
+        (LinearLayer, ("layers", 1)),
+        (AttentionProduct, ("attention", 1)),
+        (CachedLayer, ("kv_cache", 0)),
+    ):
         for field in dataclasses.fields(cls):
             document = small.to_document()
             place: Any = document
@@ -281,6 +320,31 @@ def test_from_json_refuses_what_is_not_json(tmp_path: Path) -> None:
     path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: The trace is not JSON"):
         load_trace(path)
+
+
+def test_a_stored_trace_is_read_where_a_model_is_named(small: ModelTrace, tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    save_trace(small, path)
+    assert read_trace(path) == read_trace(str(path), 2, batch=3) == small
+    assert read_trace(path, context=9) == small.at_context(9)
+    with pytest.raises(
+        ValueError,
+        match=f"^tokens is 1, but {re.escape(str(path))} is the trace of a pass with tokens 2; "
+        r"trace the model instead\.$",
+    ):
+        read_trace(path, 1)
+    with pytest.raises(ValueError, match=r"^batch is 1, but .* with batch 3; trace the model instead\.$"):
+        read_trace(path, batch=1)
+
+
+def test_what_is_no_file_is_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(tmp_path / "tiny", TINY_LLAMA)
+    assert read_trace(tmp_path / "tiny") == trace_model(tmp_path / "tiny")
+    assert read_trace(tmp_path / "tiny", 2, batch=3, context=4) == trace_model(tmp_path / "tiny", 2, batch=3, context=4)
+    # A file of that name does not hide the model.
+    (tmp_path / "llama-7b").write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert read_trace("llama-7b").facts.hidden_size == 4096
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -385,23 +449,44 @@ def test_code_that_a_config_names_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "error", "sentence"),
+    ("options", "error", "sentence"),
     [
-        (0, ValueError, "tokens is 0; a forward pass has at least 1 token."),
-        (-3, ValueError, "tokens is -3; a forward pass has at least 1 token."),
-        (2.0, TypeError, "tokens is 2.0 of type float; it must be an integer."),
-        (True, TypeError, "tokens is True of type bool; it must be an integer."),
+        ({"tokens": 0}, ValueError, "tokens is 0; a forward pass has at least 1 token."),
+        ({"tokens": -3}, ValueError, "tokens is -3; a forward pass has at least 1 token."),
+        ({"tokens": 2.0}, TypeError, "tokens is 2.0 of type float; it must be an integer."),
+        ({"tokens": True}, TypeError, "tokens is True of type bool; it must be an integer."),
+        ({"batch": 0}, ValueError, "batch is 0; a forward pass has at least 1 sequence."),
+        ({"batch": "2"}, TypeError, "batch is '2' of type str; it must be an integer."),
+        ({"context": -1}, ValueError, "context is -1; it is a number of cached tokens from 0 on."),
+        ({"context": 0.5}, TypeError, "context is 0.5 of type float; it must be an integer."),
         (
-            2049,
+            {"tokens": 2049},
             ValueError,
             "tokens is 2049; llama-7b is made for at most 2048 (its max_position_embeddings).",
         ),
+        (
+            {"tokens": 2, "context": 2047},
+            ValueError,
+            "context and tokens are 2049 together; llama-7b is made for at most 2048 (its max_position_embeddings).",
+        ),
     ],
 )
-def test_tokens_out_of_range(tokens: Any, error: type[Exception], sentence: str) -> None:
+def test_a_pass_that_cannot_be(options: dict[str, Any], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(sentence)}$"):
-        trace_model("llama-7b", tokens)
+        trace_model("llama-7b", **options)
+
+
+def test_a_context_that_cannot_be(llama_7b: ModelTrace) -> None:
+    assert llama_7b.at_context(2047).attention[0].context == 2048
+    for context, error, sentence in (
+        (2048, ValueError, "context and tokens are 2049 together; llama-7b is made for at most 2048"),
+        (-1, ValueError, "context is -1; it is a number of cached tokens from 0 on."),
+        (1.0, TypeError, "context is 1.0 of type float; it must be an integer."),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(sentence)}"):
+            llama_7b.at_context(context)  # type: ignore[arg-type]
 
 
 def test_a_model_as_long_as_its_positions_is_traced() -> None:
     assert trace_model("llama-7b", 2048).layers[0].tokens == 2048
+    assert trace_model("llama-7b", 1, context=2047).attention[0].context == 2048
