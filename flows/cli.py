@@ -286,6 +286,27 @@ def verilog(
     return Report({"core": core.name, **written.document()}, sentences)
 
 
+#: Options of ``nimble estimate`` that mean something for a layer list; the first ones for it alone.
+_LIST_OPTIONS = frozenset({"topology", "compare", "array"})
+_SHARED_OPTIONS = frozenset(
+    {"preset", "config", "pattern", "clock", "clock_from", "memory", "bandwidth", "latency", "group", "asymmetric"}
+)
+
+
+def _check_layer_source(ctx: typer.Context) -> None:
+    """Refuse options of a model with a layer list, and the other way round."""
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    if ("model" in given) == ("topology" in given):
+        what = "Both --model and --topology were" if "model" in given else "Neither --model nor --topology was"
+        raise ValueError(f"{what} given; layers come from one of them.")
+    with_list = "topology" in given
+    wrong = given - _LIST_OPTIONS - _SHARED_OPTIONS - {"json_output"} if with_list else given & _LIST_OPTIONS
+    if wrong:
+        option = "--" + sorted(wrong)[0].replace("_", "-")
+        needed, present = ("--model", "--topology") if with_list else ("--topology", "--model")
+        raise ValueError(f"{option} belongs to {needed} and has no meaning with {present}.")
+
+
 @app.command(
     cls=Command,
     epilog=examples(
@@ -293,10 +314,29 @@ def verilog(
         "nimble estimate --model llama-7b --preset wide --pattern dense,2:4,4:8,3:4,1:4 --prefill 1920 --decode 128",
         "nimble estimate --model ./my-model --memory lpddr5-6400 --clock 800 --batch 8 --attention host --json",
         "nimble estimate --model llama-7b --pattern dense,2:4 --recipe mixed.toml",
+        "nimble estimate --topology layers.csv --compare scalesim-os,scalesim-ws",
     ),
 )
 def estimate(
-    model: ModelOption,
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|DIR", help=f"{MODEL_SOURCES}."),
+    ] = None,
+    topology: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="In place of a model, SCALE-Sim's layer list: CSV of Layer, M, N, K, Sparsity."
+        ),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="NAME[,NAME]", help="With --topology: scalesim-os, scalesim-ws, beside our cycles."),
+    ] = None,
+    array: Annotated[
+        str | None,
+        typer.Option(metavar="RxC", help="Their array; by default our rows and as many multipliers."),
+    ] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     pattern: Annotated[
@@ -341,8 +381,10 @@ def estimate(
 ) -> Report:
     """Estimate a model's tokens per second: exact core cycles, with an assumed clock and memory.
 
-    Attention is shown apart from linear layers. A recipe is a column of its own beside the patterns.
+    Attention is shown apart from linear layers. A recipe is a column of its own beside the patterns. With
+    --topology, cycles of single layers, each with the pattern in the file unless --pattern is given.
     """
+    _check_layer_source(ctx)
     from flows.estimate import estimate_model, read_patterns
     from flows.memories import choose_clock, choose_memory
     from flows.recipe import Recipe, read_recipe
@@ -350,6 +392,24 @@ def estimate(
     from flows.workload import Workload
 
     core = choose_core(preset, config)
+    if topology is not None:
+        from flows.layer_views import topology_view
+        from flows.scalesim import Array, read_compared
+        from flows.topology import Side, estimate_topology
+
+        side = Side(
+            core.name,
+            core.config,
+            memory=choose_memory(memory, bandwidth, latency),
+            clock=choose_clock(clock, clock_from),
+            compare=() if compare is None else tuple(read_compared(compare)),
+            array=None if array is None else Array.parse(array),
+            group_size=group,
+            asymmetric=asymmetric,
+        )
+        listed = estimate_topology(topology, side, None if pattern is None else read_patterns(pattern))
+        return Report(listed.document(), topology_view(listed))
+    assert model is not None  # or there was a list
     patterns = read_patterns(pattern or "2:4") if pattern is not None or recipe is None else []
     recipes = [Recipe.uniform(chosen) for chosen in patterns]
     if recipe is not None:

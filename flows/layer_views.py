@@ -14,24 +14,24 @@ from flows.views import table_of
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from flows.topology import ModelledLayer, TopologyEstimate
+    from flows.topology import TopologyEstimate
     from flows.validate import Row, Validation
 
 
 def topology_view(estimate: TopologyEstimate) -> list[RenderableType]:
     """The layers, the layers beside the closed forms if there are any, and what all that means."""
     tables = [_layers_table(estimate)]
-    if estimate.compare:
+    if estimate.side.compare:
         tables.append(_compared_table(estimate))
     return [*tables, *(Text(f"- {sentence}") for sentence in estimate.explanations)]
 
 
 def _layers_table(estimate: TopologyEstimate) -> Table:
+    side = estimate.side
     table = table_of(
-        f"{estimate.name} on {estimate.core}, {estimate.multipliers:,} multipliers",
+        f"{estimate.name} on {side.core}, {'no memory' if side.memory is None else side.memory.name}",
         ["layer"],
-        ["T (M)", "K", "O (N)", "pattern", "calls", "cycles\n/call", "lane\nuse", "dense-\nequiv.", "most lost\nto"],
-        caption="Exact model.",
+        ["T (M)", "K", "O (N)", "pattern", "calls", "cycles\n/call", "lane\nuse", "dense-\nequiv.", "bound"],
     )
     for row in estimate.layers:
         layer = row.layer
@@ -42,56 +42,63 @@ def _layers_table(estimate: TopologyEstimate) -> Table:
             f"{layer.out_features:,}",
             pattern_name(layer.pattern),
             f"{layer.calls:,}",
-            f"{row.timing.cycles:,}",
-            f"{row.timing.utilisation:.1%}",
-            f"{row.dense_use:.1%}",
-            row.largest_loss,
+            f"{row.timing.written:,}",
+            f"{row.lane_use:.1%}",
+            f"{row.dense_equivalent:.1%}",
+            row.bound,
         )
     table.add_section()
-    for total in estimate.totals():
+    for total in estimate.totals:
         table.add_row(
-            "total",
-            *[""] * 3,
-            total["pattern"] if estimate.patterns is not None else "",
-            "",
-            f"{total['cycles']:,}",
-            f"{total['utilisation']:.1%}",
-            f"{total['dense_equivalent_utilisation']:.1%}",
-            "",
+            *("total", "", "", "", total.pattern, ""),
+            f"{total.cycles:,}",
+            f"{total.lane_use:.1%}",
+            f"{total.dense_equivalent:.1%}",
         )
     return table
 
 
 def _compared_table(estimate: TopologyEstimate) -> Table:
+    side = estimate.side
     table = table_of(
-        f"Side by side, {estimate.core} and an array of {estimate.array}",
+        f"Side by side: {side.core}, and SCALE-Sim's array of {side.compared_array}",
         ["layer", "model"],
-        ["pattern", "cycles", "ratio", "useful", "idle", "lost", "vs dense"],
-        caption="Ratio: cycles over Nimble's. Useful, idle and lost: of the model's own cycles.",
+        ["pattern", "cycles", "ratio", "useful", "idle", "lost", "vs\ndense"],
+        caption="Ratio: cycles over nimble's. Useful, idle, lost: shares of the model's own cycles.",
     )
+    # "nimble" has no memory, as the closed forms have none.
+    labels = {"nimble-memory": "" if side.memory is None else f"+ {side.memory.name}"}
     for row in estimate.layers:
-        name, pattern = Text(row.layer.name), pattern_name(row.layer.pattern)
-        table.add_row(name, "nimble", pattern, *_model_cells(row.core, row.timing.cycles))
-        for form, model in row.compared.items():
-            table.add_row("", form, "", *_model_cells(model, row.timing.cycles))
+        first = [row.layer.name, pattern_name(row.layer.pattern)]
+        for name, model in row.models.items():
+            cycles = model.cycles
+            shares = (part / cycles.cycles for part in (cycles.useful, cycles.idle, cycles.lost))
+            table.add_row(
+                Text(first[0]),
+                labels.get(name, name),
+                first[1],
+                f"{cycles.cycles:,}",
+                f"{row.ratio(name):.2f}×",
+                *(f"{share:.1%}" for share in shares),
+                f"{model.speedup:.2f}×",
+            )
+            first = ["", ""]
     table.add_section()
-    for total in estimate.totals():
-        pattern = total["pattern"] if estimate.patterns is not None else ""
-        table.add_row("total", "nimble", pattern, f"{total['cycles']:,}", "1.00×")
-        for form, compared in total["compared"].items():
-            table.add_row("", form, "", f"{compared['cycles']:,}", f"{compared['ratio']:.2f}×")
+    for total in estimate.totals:
+        first = ["total", total.pattern]
+        for name in total.layers[0].models:
+            whole = total.in_model(name)
+            table.add_row(
+                first[0],
+                labels.get(name, name),
+                first[1],
+                f"{whole['cycles']:,}",
+                f"{whole['ratio']:.2f}×",
+                *("", "", ""),
+                f"{whole['speedup_over_dense']:.2f}×",
+            )
+            first = ["", ""]
     return table
-
-
-def _model_cells(model: ModelledLayer, reference: int) -> list[str]:
-    cycles = model.cycles
-    shares = (part / cycles.cycles for part in (cycles.useful, cycles.idle, cycles.lost))
-    return [
-        f"{cycles.cycles:,}",
-        f"{cycles.cycles / reference:.2f}×",
-        *(f"{share:.1%}" for share in shares),
-        f"{model.speedup:.2f}×",
-    ]
 
 
 def validation_view(validation: Validation) -> list[RenderableType]:

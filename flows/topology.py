@@ -11,14 +11,17 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from accel.config import CoreConfig
+from accel.memory import Memory
 from accel.stream import StreamLayout, layout_for
-from accel.timing import GemmTiming, gemm_timing
+from accel.timing import GemmTiming, gemm_timings
+from flows.estimate import bound_of
 from flows.info import multipliers, pattern_name
+from flows.memories import Clock, MemorySystem, choose_clock
 from flows.scalesim import CLOSED_FORMS, Array, ArrayCycles, ClosedForm, kept_inputs
 from quant import NMPattern
 
@@ -205,9 +208,9 @@ def _size(name: str, values: list[str], place: int, line: int) -> int:
 
 @dataclass(frozen=True)
 class ModelledLayer:
-    """One layer in one model of its cycles: the core's, or a closed form."""
+    """One call of a layer in one model of its cycles."""
 
-    #: Cycles of one call, and where they go.
+    #: Cycles, and where they go.
     cycles: ArrayCycles
     #: Cycles of the same layer without a pruned weight.
     dense_cycles: int
@@ -218,40 +221,45 @@ class ModelledLayer:
         return self.dense_cycles / self.cycles.cycles
 
     def document(self) -> dict[str, Any]:
-        """Return the fields that every model has."""
+        """Return one entry of ``models``, but for the ratio."""
         return {**asdict(self.cycles), "dense_cycles": self.dense_cycles, "speedup_over_dense": self.speedup}
 
 
 @dataclass(frozen=True)
-class ComparedLayer:
-    """One layer on the core, and on an array by closed forms. Cycles are of one call."""
+class LayerCycles:
+    """One layer in every model. Cycles are of one call."""
 
     layer: TopologyLayer
     group_size: int
     multipliers: int
+    #: On the core, with the memory if there is one.
     timing: GemmTiming
-    #: The core's cycles of the dense layer.
-    dense_cycles: int
-    #: By the names of `CLOSED_FORMS`.
-    compared: dict[str, ModelledLayer]
+    #: ``nimble``, whose streams always have a word; ``nimble-memory`` if there is a memory; closed forms by name.
+    models: dict[str, ModelledLayer]
 
     @property
-    def core(self) -> ModelledLayer:
-        """Where the core's cycles go: steps are useful or idle, and all other cycles are lost."""
-        cycles, busy = self.timing.cycles, self.timing.counters["busy"]
-        useful = self.layer.kept_macs / self.layer.calls / self.multipliers
-        return ModelledLayer(ArrayCycles(cycles, useful, busy - useful, cycles - busy), self.dense_cycles)
+    def counters(self) -> dict[str, int]:
+        """Cycles by cause, the last result's way to memory among them."""
+        return {**self.timing.counters, "write_back": self.timing.written - self.timing.cycles}
 
     @property
-    def dense_use(self) -> float:
-        """Multiplications of the dense product over all that the multipliers could do; above 1 where n:m pays."""
-        return self.layer.macs / self.layer.calls / (self.multipliers * self.timing.cycles)
+    def bound(self) -> str:
+        """What bounds the layer, as in ``nimble estimate``."""
+        return bound_of(self.counters, self.timing.memory_cycles)
 
     @property
-    def largest_loss(self) -> str:
-        """The cause with the most cycles besides ``busy``."""
-        lost = {cause: count for cause, count in self.timing.counters.items() if cause != "busy"}
-        return max(lost, key=lambda cause: lost[cause])
+    def lane_use(self) -> float:
+        """Share of the lane cycles of the rows at work with a weight slot to work on, at most 1."""
+        return self.timing.ideal_cycles / self.timing.written
+
+    @property
+    def dense_equivalent(self) -> float:
+        """Multiplications of the dense product, of all that could be done: above 1 if pruning pays that much."""
+        return self.layer.macs / self.layer.calls / (self.multipliers * self.timing.written)
+
+    def ratio(self, model: str) -> float:
+        """Cycles of a model over those of ``nimble``."""
+        return self.models[model].cycles.cycles / self.models["nimble"].cycles.cycles
 
     def document(self) -> dict[str, Any]:
         """Return one entry of ``layers``."""
@@ -265,146 +273,185 @@ class ComparedLayer:
             "out_features": layer.out_features,
             "pattern": pattern_name(layer.pattern),
             "group_size": self.group_size,
-            **self.core.document(),
-            "counters": timing.counters,
-            "utilisation": timing.utilisation,
-            "dense_equivalent_utilisation": self.dense_use,
-            "weight_bytes": timing.weight_bytes,
-            "act_bytes": timing.act_bytes,
-            "result_bytes": timing.result_bytes,
-            "compared": {
-                name: {**model.document(), "ratio": model.cycles.cycles / timing.cycles}
-                for name, model in self.compared.items()
-            },
+            "cycles": timing.written,
+            "counters": self.counters,
+            "lane_use": self.lane_use,
+            "dense_equivalent": self.dense_equivalent,
+            "bytes": timing.weight_bytes + timing.act_bytes + timing.result_bytes,
+            "bound": self.bound,
+            "models": {name: {**model.document(), "ratio": self.ratio(name)} for name, model in self.models.items()},
         }
 
 
 @dataclass(frozen=True)
-class TopologyEstimate:
-    """A layer list on a core, beside what it is compared with."""
+class TopologyTotal:
+    """All calls of all layers, with one pattern or with the file's own."""
+
+    pattern: str
+    layers: tuple[LayerCycles, ...]
+
+    def _sum(self, of: Callable[[LayerCycles], int]) -> int:
+        return sum(layer.layer.calls * of(layer) for layer in self.layers)
+
+    @property
+    def cycles(self) -> int:
+        """Cycles on the core."""
+        return self._sum(lambda layer: layer.timing.written)
+
+    @property
+    def lane_use(self) -> float:
+        """As `LayerCycles.lane_use`."""
+        return self._sum(lambda layer: layer.timing.ideal_cycles) / self.cycles
+
+    @property
+    def dense_equivalent(self) -> float:
+        """As `LayerCycles.dense_equivalent`."""
+        return sum(layer.layer.macs for layer in self.layers) / (self.layers[0].multipliers * self.cycles)
+
+    def in_model(self, name: str) -> dict[str, Any]:
+        """Cycles of all calls in one model, beside ``nimble``'s and beside those without pruning."""
+        cycles = self._sum(lambda layer: layer.models[name].cycles.cycles)
+        dense = self._sum(lambda layer: layer.models[name].dense_cycles)
+        reference = self._sum(lambda layer: layer.models["nimble"].cycles.cycles)
+        return {
+            "cycles": cycles,
+            "dense_cycles": dense,
+            "speedup_over_dense": dense / cycles,
+            "ratio": cycles / reference,
+        }
+
+    def document(self) -> dict[str, Any]:
+        """Return one entry of ``totals``."""
+        return {
+            "pattern": self.pattern,
+            "cycles": self.cycles,
+            "lane_use": self.lane_use,
+            "dense_equivalent": self.dense_equivalent,
+            "models": {name: self.in_model(name) for name in self.layers[0].models},
+        }
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a layer list runs on, and what that is compared with."""
 
     core: str
     config: CoreConfig
-    #: Name of the list.
-    name: str
-    #: None where each layer has the file's own pattern; else the layers come once for each of these.
-    patterns: tuple[NMPattern, ...] | None
-    array: Array
-    compare: tuple[str, ...]
-    layers: tuple[ComparedLayer, ...]
+    #: The memory behind the streams, and the clock that its figures are turned into cycles with.
+    memory: MemorySystem | None = None
+    clock: Clock = field(default_factory=choose_clock)
+    #: Names of `CLOSED_FORMS`.
+    compare: tuple[str, ...] = ()
+    #: Array of the closed forms; by default `default_array` of the core.
+    array: Array | None = None
+    #: Weights that share a scale; with a pattern whose m does not divide it, the longest multiple of m below.
+    group_size: int = 128
+    asymmetric: bool = False
 
     @property
     def multipliers(self) -> int:
         """Multipliers of the core."""
         return multipliers(self.config)
 
-    def groups(self) -> list[tuple[str, list[ComparedLayer]]]:
-        """The layers of each pattern asked for, or all under ``as in the file``."""
-        if self.patterns is None:
-            return [("as in the file", list(self.layers))]
-        return [
-            (pattern_name(pattern), [layer for layer in self.layers if layer.layer.pattern == pattern])
-            for pattern in self.patterns
-        ]
+    @property
+    def compared_array(self) -> Array:
+        """Array of the closed forms."""
+        return self.array or default_array(self.config)
 
-    def totals(self) -> list[dict[str, Any]]:
-        """Cycles of all calls, for each of `groups`."""
-        totals = []
-        for name, layers in self.groups():
-            cycles = sum(layer.layer.calls * layer.timing.cycles for layer in layers)
-            ideal = sum(layer.layer.calls * layer.timing.ideal_cycles for layer in layers)
-            compared = {
-                form: sum(layer.layer.calls * layer.compared[form].cycles.cycles for layer in layers)
-                for form in self.compare
-            }
-            totals.append(
-                {
-                    "pattern": name,
-                    "cycles": cycles,
-                    "utilisation": ideal / cycles,
-                    "dense_equivalent_utilisation": sum(layer.layer.macs for layer in layers)
-                    / (self.multipliers * cycles),
-                    "compared": {form: {"cycles": total, "ratio": total / cycles} for form, total in compared.items()},
-                }
-            )
-        return totals
+
+@dataclass(frozen=True)
+class TopologyEstimate:
+    """A layer list on a core, beside what it is compared with."""
+
+    side: Side
+    #: Name of the list.
+    name: str
+    #: The patterns asked for in place of the file's; the layers come once for each.
+    patterns: tuple[NMPattern, ...] | None
+    layers: tuple[LayerCycles, ...]
+
+    @property
+    def totals(self) -> tuple[TopologyTotal, ...]:
+        """One for each pattern asked for, else one, with the pattern ``file``."""
+        if self.patterns is None:
+            return (TopologyTotal("file", self.layers),)
+        size = len(self.layers) // len(self.patterns)
+        return tuple(
+            TopologyTotal(pattern_name(pattern), self.layers[i * size : (i + 1) * size])
+            for i, pattern in enumerate(self.patterns)
+        )
 
     @property
     def explanations(self) -> tuple[str, ...]:
         """What the numbers mean and where they part, in full sentences."""
-        config = self.config
+        side, memory = self.side, self.side.memory
+        config, array = side.config, side.compared_array
+        port = "the streams always have a word"
+        if memory is not None:
+            port = (
+                f"the memory is taken to be {memory.name} ({memory.bandwidth_gb_s:g} GB/s, {memory.latency_ns:g} ns) "
+                f"at a clock of {side.clock.mhz:g} MHz, {side.clock.source}"
+            )
         own = (
-            "Exact model: cycles and their causes are those of the RTL, which a test shows. Lane use is that of the "
-            "rows at work, never above 100 %; dense-equivalent use counts pruned weights as done, so that it is "
-            "above 100 % where n:m pays.",
+            f"Exact model: cycles and their causes are the RTL's, which a test shows; {port}. Lane use is that of the "
+            "rows at work, at most 100 %. Dense-equivalent use counts pruned weights as done, and all rows.",
         )
-        if not self.compare:
+        if not side.compare:
             return own
-        same = "as many as" if self.array.multipliers == self.multipliers else f"beside {self.multipliers:,} of"
+        same = "as many as" if array.multipliers == side.multipliers else f"beside the {side.multipliers:,} that"
         return (
             *own,
-            f"SCALE-Sim: closed forms for {self.array.rows} × {self.array.columns} PEs with one multiplier each, "
-            f"{self.array.multipliers:,} in all, {same} {self.core} has ({config.rows} × {config.columns} PEs of "
-            f"{config.lanes} lanes). The ratio is its cycles over Nimble's.",
-            "Useful cycles are kept weights times tokens over all multipliers. Idle are multipliers outside the "
-            "matrix's edge, in rows or columns without work. The rest is lost: to fill, drain and loading of weights "
-            "on SCALE-Sim's array, to waits by the named causes on Nimble.",
-            "SCALE-Sim takes n:m as K·n/m input features: the same mask for every column, no index multiplexer, no "
-            "metadata, and operands that are always there. Nimble's cycles hold the code and scale words of every "
-            "tile, its buffers, and any mask. Vs dense: how many times fewer cycles than the same layer unpruned, in "
-            "the same model; K·n/m promises m/n.",
-            "The output-stationary array fills and drains for each fold of its size, one after the other; Nimble "
-            "drains a group while the next one computes. The weight-stationary array loads its weights for every "
-            "fold of K, which few tokens cannot make up for.",
+            f"SCALE-Sim: closed forms of an array of {array.rows} × {array.columns} PEs with one multiplier each, "
+            f"{array.multipliers:,} in all, {same} {side.core} has ({config.rows} × {config.columns} PEs of "
+            f"{config.lanes} lanes). Operands are always there. The ratio is to nimble, whose streams are always "
+            "there, too.",
+            "Useful cycles are kept weights times tokens over all multipliers. Idle are multipliers in rows and "
+            "columns without work and in padding. The rest is lost: to fill, drain and loading of weights on the "
+            "array, to waits by the named causes on Nimble.",
+            "Vs dense: how many times fewer cycles than the same layer unpruned, in the same model. SCALE-Sim takes "
+            "n:m as K·n/m input features, one mask for all columns, without metadata. Nimble takes any mask and reads "
+            "codes and scales beside the values, so that pruning saves less where memory bounds a layer.",
+            "The output-stationary array fills and drains once for each fold of its size, and the weight-stationary "
+            "one loads its weights once for each fold of K; neither overlaps that with work. Nimble drains a group "
+            "while the next one computes, and loads a tile while another one is in use.",
         )
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object of ``nimble estimate --topology``."""
+        side, array = self.side, self.side.compared_array
         return {
             "topology": self.name,
-            "core": self.core,
-            "multipliers": self.multipliers,
+            "core": side.core,
+            "multipliers": side.multipliers,
             "patterns": "file" if self.patterns is None else [pattern_name(pattern) for pattern in self.patterns],
-            "compare": list(self.compare),
-            "array": {"rows": self.array.rows, "columns": self.array.columns, "multipliers": self.array.multipliers},
+            "asymmetric": side.asymmetric,
+            "memory": None if side.memory is None else side.memory.document(),
+            "clock_mhz": side.clock.mhz,
+            "compare": list(side.compare),
+            "array": {"rows": array.rows, "columns": array.columns, "multipliers": array.multipliers},
             "layers": [layer.document() for layer in self.layers],
-            "totals": self.totals(),
-            "sources": {"layers": "exact model", "totals": "exact model", "compared": "closed form of SCALE-Sim"},
+            "totals": [total.document() for total in self.totals],
+            "sources": {
+                "nimble": "exact model",
+                "nimble-memory": "exact model of a memory that is an assumption",
+                **dict.fromkeys(CLOSED_FORMS, "closed form of SCALE-Sim"),
+            },
             "explanations": list(self.explanations),
         }
 
 
 def default_array(config: CoreConfig) -> Array:
-    """The array that has a core's rows and as many multipliers: each PE's lanes stand side by side."""
+    """The array that has a core's rows and as many multipliers: the lanes of a PE stand side by side."""
     return Array(config.rows, config.columns * config.lanes)
 
 
-def estimate_topology(
-    core: str,
-    config: CoreConfig,
-    file: Path,
-    patterns: Sequence[NMPattern] | None = None,
-    *,
-    group_size: int = 128,
-    asymmetric: bool = False,
-    compare: Sequence[str] = (),
-    array: Array | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> TopologyEstimate:
-    """Exact cycles of every layer of a list.
+def estimate_topology(file: Path, side: Side, patterns: Sequence[NMPattern] | None = None) -> TopologyEstimate:
+    """Cycles of every layer of a list in every model.
 
     Parameters
     ----------
     patterns
         Patterns for all layers, in place of those in the file.
-    group_size
-        Weights that share a scale; with a pattern whose m does not divide it, the longest multiple of m below.
-    compare
-        Names of `CLOSED_FORMS`.
-    array
-        Array of the closed forms; `default_array` of the core unless it is given.
-    advance
-        Called after each layer.
 
     Raises
     ------
@@ -414,41 +461,46 @@ def estimate_topology(
         The file cannot be read.
     """
     listed = read_topology(file)
-    array = array or default_array(config)
     layers = [replace(layer, pattern=pattern) for pattern in patterns for layer in listed] if patterns else listed
-    estimated = []
-    for layer in layers:
-        layouts = [
-            _layout(config, file, replace(layer, pattern=pattern), group_size, asymmetric)
-            for pattern in (layer.pattern, DENSE)
-        ]
-        timing, dense = (gemm_timing(config, layout, layer.tokens) for layout in layouts)
-        compared = {name: _modelled(CLOSED_FORMS[name], array, layer) for name in compare}
-        estimated.append(
-            ComparedLayer(layer, layouts[0].group_size, multipliers(config), timing, dense.cycles, compared)
-        )
-        advance()
-    return TopologyEstimate(
-        core,
-        config,
-        file.stem,
-        None if patterns is None else tuple(patterns),
-        array,
-        tuple(compare),
-        tuple(estimated),
-    )
+    # Every layer as it is and unpruned: the second half is what the first is held against.
+    gemms = [
+        (_layout(side, file, layer), layer.tokens)
+        for layer in (*layers, *(replace(layer, pattern=DENSE) for layer in layers))
+    ]
+    ports: dict[str, Memory | None] = {"nimble": None}
+    if side.memory is not None:
+        ports["nimble-memory"] = side.memory.at_clock(side.clock.mhz)
+    timings = {name: gemm_timings(side.config, gemms, memory=port) for name, port in ports.items()}
+    rows = []
+    for i, layer in enumerate(layers):
+        models = {name: _on_core(side, layer, timing[i], timing[len(layers) + i]) for name, timing in timings.items()}
+        models.update({name: _by_form(CLOSED_FORMS[name], side.compared_array, layer) for name in side.compare})
+        layout, _ = gemms[i]
+        group_size = layout.in_features if layout.group_size == -1 else layout.group_size
+        rows.append(LayerCycles(layer, group_size, side.multipliers, [*timings.values()][-1][i], models))
+    return TopologyEstimate(side, file.stem, None if patterns is None else tuple(patterns), tuple(rows))
 
 
-def _modelled(closed_form: ClosedForm, array: Array, layer: TopologyLayer) -> ModelledLayer:
+def _on_core(side: Side, layer: TopologyLayer, timing: GemmTiming, dense: GemmTiming) -> ModelledLayer:
+    """Steps are useful or idle, and all other cycles are lost."""
+    useful = layer.kept_macs / layer.calls / side.multipliers
+    busy = timing.counters["busy"]
+    return ModelledLayer(ArrayCycles(timing.written, useful, busy - useful, timing.written - busy), dense.written)
+
+
+def _by_form(closed_form: ClosedForm, array: Array, layer: TopologyLayer) -> ModelledLayer:
     sizes = (array, layer.tokens, layer.out_features, layer.in_features)
     return ModelledLayer(closed_form(*sizes, layer.pattern), closed_form(*sizes, DENSE).cycles)
 
 
-def _layout(config: CoreConfig, file: Path, layer: TopologyLayer, group_size: int, asymmetric: bool) -> StreamLayout:
-    m = layer.pattern.m
-    group = group_size if group_size < m else group_size // m * m
+def _layout(side: Side, file: Path, layer: TopologyLayer) -> StreamLayout:
+    m, group = layer.pattern.m, side.group_size
+    if group >= m:
+        group -= group % m
     try:
         layer.pattern.check_group_size(group)
-        return layout_for(config, layer.pattern, layer.out_features, layer.in_features, group, asymmetric=asymmetric)
+        return layout_for(
+            side.config, layer.pattern, layer.out_features, layer.in_features, group, asymmetric=side.asymmetric
+        )
     except ValueError as error:
         raise ValueError(f"{file}, line {layer.line}: layer {layer.name} does not run on this core: {error}") from None
