@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from flows.estimate import COUNTERS, SOURCES
+from accel.config import load_preset
+from flows import estimate
+from flows.attention import ATTENTIONS
+from flows.estimate import COUNTERS, SOURCES, LayerEstimate, estimate_model
+from flows.memories import Clock, choose_memory
+from flows.trace import trace_model
+from flows.workload import LM_HEADS, Workload
+from quant import NMPattern
 
 SMALL = ("--preset", "tiny", "--group", 16, "--prefill", 5, "--decode", 3)
 BOUNDS = {"lanes", "memory", "activations", "drain", "results"}
+
+#: Grouped heads, sizes that are no multiple of anything, and a fused projection of queries, keys and values.
+MODELS = {
+    "grouped": {"num_key_value_heads": 2},
+    "odd": {"hidden_size": 30, "num_attention_heads": 3, "intermediate_size": 20, "vocab_size": 33},
+    "fused": {"model_type": "gpt_neox"},
+}
 
 
 def layers_of(document: Any, index: int = 0) -> Any:
@@ -107,6 +125,98 @@ def check_sums(document: Any) -> None:
         else:
             assert (column["tpot_seconds"], column["tokens_per_second"]) == (None, None)
         assert column["prefill_tokens_per_second"] == (phases["prefill"]["tokens_per_second"] if prefill else None)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Directories of `MODELS`, each pass of which is traced once."""
+    base = {
+        "model_type": "llama",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+    directories = {}
+    for name, fields in MODELS.items():
+        directories[name] = tmp_path_factory.mktemp(name)
+        (directories[name] / "config.json").write_text(json.dumps({**base, **fields}), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "trace_model", lru_cache(maxsize=None)(trace_model))
+        yield directories
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings of a `Workload` on the tiny core, but for model and memory."""
+    prefill, decode = draw(st.integers(0, 8)), draw(st.integers(0, 4))
+    return {
+        "config": load_preset("tiny"),
+        "prefill": prefill,
+        "decode": decode or int(prefill == 0),
+        "batch": draw(st.integers(1, 3)),
+        "group_size": draw(st.sampled_from([-1, 8, 16, 64])),
+        "asymmetric": draw(st.booleans()),
+        "attention": draw(st.sampled_from(ATTENTIONS)),
+        "lm_head": draw(st.sampled_from(LM_HEADS)),
+        "clock": Clock(draw(st.sampled_from([100.0, 333.0, 500.0, 1000.0]))),
+    }
+
+
+FIGURES = {"bandwidth_gb_s": st.floats(0.05, 30), "latency_ns": st.floats(0, 500)}
+PATTERNS = st.lists(st.sampled_from([NMPattern(1, 1), NMPattern(2, 4), NMPattern(1, 4), NMPattern(5, 8)]), min_size=1)
+
+
+@given(data=st.data(), model=st.sampled_from(sorted(MODELS)), work=workloads(), patterns=PATTERNS)
+def test_sums_for_any_workload(
+    data: st.DataObject, models: dict[str, Path], model: str, work: dict[str, Any], patterns: list[NMPattern]
+) -> None:
+    memory = choose_memory(**{name: data.draw(figure, name) for name, figure in FIGURES.items()})
+    estimates = estimate_model("tiny", Workload(model=str(models[model]), memory=memory, **work), patterns)
+    check_sums(json.loads(json.dumps(estimates.document())))
+
+
+@given(
+    model=st.sampled_from(sorted(MODELS)),
+    work=workloads(),
+    bandwidth=st.floats(0.05, 30),
+    factor=st.floats(1, 8),
+    latency=st.floats(0, 500),
+    sooner=st.floats(0, 1),
+)
+def test_a_better_memory_is_never_slower(
+    models: dict[str, Path], model: str, work: dict[str, Any], bandwidth: float, factor: float, latency: float,
+    sooner: float,
+) -> None:  # fmt: skip
+    def seconds(bandwidth: float, latency: float) -> list[float]:
+        memory = choose_memory(bandwidth_gb_s=bandwidth, latency_ns=latency)
+        estimates = estimate_model("tiny", Workload(model=str(models[model]), memory=memory, **work), [NMPattern(2, 4)])
+        return [layer.seconds for layer in estimates.estimates[0].layers]
+
+    worse, better = seconds(bandwidth, latency), seconds(bandwidth * factor, latency * sooner)
+    assert all(after <= before for before, after in zip(worse, better, strict=True))
+
+
+@given(model=st.sampled_from(sorted(MODELS)), work=workloads(), batch=st.integers(2, 4))
+def test_a_batch_multiplies_attention_and_rows(
+    models: dict[str, Path], model: str, work: dict[str, Any], batch: int
+) -> None:
+    def layers(batch: int) -> tuple[LayerEstimate, ...]:
+        given = {**work, "batch": batch, "model": str(models[model])}
+        return estimate_model("tiny", Workload(**given), [NMPattern(2, 4)]).estimates[0].layers
+
+    for one, many in zip(layers(1), layers(batch), strict=True):
+        assert one.work.name == many.work.name
+        assert many.work.macs == batch * one.work.macs
+        if one.work.role == "attention":
+            assert (many.cycles, many.bytes, many.work.calls) == tuple(
+                batch * number for number in (one.cycles, one.bytes, one.work.calls)
+            )
+        else:
+            assert (many.work.tokens, many.work.calls) == (batch * one.work.tokens, one.work.calls)
+            assert one.seconds <= many.seconds <= batch * one.seconds
 
 
 @pytest.mark.parametrize(
@@ -271,109 +381,7 @@ def test_memories_and_clocks_bound_what_they_should(nimble_json: Any, tiny_model
         document = nimble_json("estimate", *SMALL, "--model", tiny_model, "--attention", "skip", *options)
         return {layer["bound"] for layer in layers_of(document)}
 
-    assert bounds("--clock", 1, "--memory", "hbm2-u280", "--prefill", 40, "--decode", 0) == {"lanes", "memory"}
+    assert bounds("--clock", 1, "--memory", "hbm2-u280", "--prefill", 40, "--decode", 0) == {"lanes"}
     assert bounds("--bandwidth", 0.01, "--latency", 0) == {"memory"}
     # One small matrix: nothing can be multiplied before the first activations have come, nor written sooner.
     assert bounds("--bandwidth", 1000, "--latency", 100_000) <= {"activations", "memory", "results"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("--prefill", -1), "prefill is -1; it is a number of tokens from 0 on."),
-        (
-            ("--prefill", 0, "--decode", 0),
-            "Both prefill and decode are 0; at least one of them has a token.",
-        ),
-        (("--batch", 0), "batch is 0; a pass has at least 1 sequence."),
-        (("--clock", 0), "The clock is 0.0 MHz; it must be positive and finite."),
-        (("--clock", "nan"), "The clock is nan MHz; it must be positive and finite."),
-        (("--bandwidth", 0), "The bandwidth is 0.0 GB/s; it must be positive and finite."),
-        (("--bandwidth", "inf"), "The bandwidth is inf GB/s; it must be positive and finite."),
-        (("--bandwidth", 9, "--latency", -1), "The latency is -1.0 ns; it must be 0 or more, and finite."),
-        (
-            ("--latency", 80),
-            "A latency of 80.0 ns was given without a bandwidth; give --bandwidth with --latency, or --memory.",
-        ),
-        (
-            ("--memory", "ddr4-3200", "--bandwidth", 20),
-            "Both --memory ddr4-3200 and figures of a memory were given; a memory is a name, or a bandwidth with a "
-            "latency.",
-        ),
-        (
-            ("--memory", "ddr5"),
-            "There is no memory named 'ddr5'; the memories are ddr3-1600, ddr4-3200, lpddr5-6400, hbm2-u280. Others "
-            "are given by --bandwidth and --latency.",
-        ),
-        (("--lm-head", "fp16"), "lm_head is 'fp16'; it must be one of int4, pruned, fp16-host, skip."),
-        (("--attention", "core"), "attention is 'core'; it must be one of core-int8, core-int4, host, skip."),
-        (("--pattern", "2:4,2:4"), "The patterns '2:4,2:4' were given; each is named once."),
-        (
-            ("--prefill", 62, "--decode", 3),
-            "prefill and decode are 65 tokens together; tiny is made for at most 64 (its max_position_embeddings).",
-        ),
-        (
-            ("--pattern", "3:5"),
-            "q_proj of tiny does not run on this core: Group size 16 is not a multiple of m = 5 of pattern 3:5.",
-        ),
-    ],
-)
-def test_bad_input(arguments: tuple[object, ...], sentence: str, tiny_model: Path, refusal: Any) -> None:
-    assert refusal("estimate", *SMALL, "--model", tiny_model, *arguments) == sentence
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("no", "{file} is not JSON: Expecting value: line 1 column 1 (char 0)."),
-        ("[500]", "{file} has no fmax_mhz; a synthesis report is a JSON object with that key."),
-        ('{"fmax": 500}', "{file} has no fmax_mhz; a synthesis report is a JSON object with that key."),
-        ('{"fmax_mhz": "500"}', "fmax_mhz of {file} is '500'; it must be a positive, finite number of MHz."),
-        ('{"fmax_mhz": true}', "fmax_mhz of {file} is True; it must be a positive, finite number of MHz."),
-        ('{"fmax_mhz": 0}', "fmax_mhz of {file} is 0; it must be a positive, finite number of MHz."),
-        ('{"fmax_mhz": Infinity}', "fmax_mhz of {file} is inf; it must be a positive, finite number of MHz."),
-    ],
-)
-def test_a_report_that_states_no_clock(
-    text: str, sentence: str, tmp_path: Path, tiny_model: Path, refusal: Any
-) -> None:
-    file = tmp_path / "synth.json"
-    file.write_text(text, encoding="utf-8")
-    given = ("estimate", *SMALL, "--model", tiny_model, "--clock-from", file)
-    assert refusal(*given) == sentence.format(file=file)
-    assert refusal(*given, "--clock", 400) == (
-        f"Both --clock 400 and --clock-from {file} were given; a clock comes from one of them."
-    )
-
-
-def test_a_report_that_is_not_there(tmp_path: Path, tiny_model: Path, refusal: Any) -> None:
-    file = tmp_path / "none.json"
-    complaint = refusal("estimate", *SMALL, "--model", tiny_model, "--clock-from", file)
-    assert complaint == f"Cannot use {file}: No such file or directory."
-
-
-def test_a_layer_beyond_the_core(tiny_model: Path, refusal: Any) -> None:
-    fields = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
-    (tiny_model / "config.json").write_text(json.dumps({**fields, "intermediate_size": 256}), encoding="utf-8")
-    assert refusal("estimate", *SMALL, "--model", tiny_model) == (
-        "down_proj of tiny does not run on this core: The weights have 256 input features (256 after padding "
-        "to whole groups), but this core's accumulators are sized for k_max = 128."
-    )
-
-
-def test_nothing_left_to_estimate(tiny_model: Path, refusal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
-    from flows import estimate
-    from flows.trace import trace_model
-
-    def only_the_head(*arguments: Any, **options: Any) -> Any:
-        trace = trace_model(*arguments, **options)
-        return dataclasses.replace(trace, layers=tuple(layer for layer in trace.layers if layer.block is None))
-
-    monkeypatch.setattr(estimate, "trace_model", only_the_head)
-    given = ("estimate", *SMALL, "--model", tiny_model, "--lm-head", "skip", "--attention", "skip")
-    assert refusal(*given) == (
-        f"{tiny_model} has no linear layers in blocks, and lm_head and attention are 'skip'; nothing is left to "
-        "estimate."
-    )
