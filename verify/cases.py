@@ -1,4 +1,4 @@
-"""One test case of the differential suite: core, GEMM, data and stalls, small enough to print and to replay.
+"""One test case of the differential suite: core, GEMM, data, stalls and memory, small enough to print and to replay.
 
 Data is a zero background, or one drawn from a seed, with sparse overrides on top: so the configuration
 shrinks as well as the data (drawing sizes first and then one block of numbers does not shrink).
@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from accel.config import ConfigError, CoreConfig
+from accel.config import CoreConfig
+from accel.memory import Memory
 from quant import NMPattern, NMWeight
-from verify.stimulus import NO_STALLS, Stalls
+from verify.stimulus import NO_STALLS, STREAMS, Stalls
 
 SCHEMA = "nimble.case"
-VERSION = 1
+VERSION = 2
 
 #: How the background is drawn: all zero, every value at an end of its range, or uniform over the range.
 BACKGROUNDS = ("zero", "extreme", "uniform")
@@ -48,6 +50,8 @@ class Case:
     #: Group scales (row, group, value), modulo the range of scale_bits.
     scale_overrides: tuple[tuple[int, int, int], ...] = ()
     stalls: Stalls = NO_STALLS
+    #: Memory port behind the streams; None: words are always there.
+    memory: Memory | None = None
 
     def build(self) -> tuple[np.ndarray, NMWeight]:
         """Activations int64 [T, K] and weights of the case."""
@@ -96,6 +100,9 @@ class Case:
         document = asdict(self)
         document["config"] = self.config.as_dict()
         document["pattern"] = str(self.pattern)
+        document["stalls"] = {name: "".join(map(str, getattr(self.stalls, name))) for name in STREAMS}
+        if self.memory is not None:
+            document["memory"]["bytes_per_cycle"] = str(self.memory.bytes_per_cycle)
         return json.dumps({"schema": SCHEMA, "version": VERSION, **document}, indent=1)
 
     @classmethod
@@ -119,11 +126,15 @@ class Case:
         try:
             document["config"] = CoreConfig.from_dict(document["config"])
             document["pattern"] = NMPattern.parse(document["pattern"])
-            document["stalls"] = Stalls(**{name: tuple(bits) for name, bits in document["stalls"].items()})
+            stalls = {name: tuple(int(bit) for bit in bits) for name, bits in document["stalls"].items()}
+            document["stalls"] = Stalls(**stalls)
+            if document["memory"] is not None:
+                rate = Fraction(document["memory"].pop("bytes_per_cycle"))
+                document["memory"] = Memory(rate, **document["memory"])
             for name in ("weight_overrides", "act_overrides", "scale_overrides"):
                 document[name] = tuple(tuple(int(number) for number in item) for item in document[name])
             return cls(**document)
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"The stored case is damaged: {error}.") from error
 
     def save(self, folder: Path) -> Path:
@@ -136,8 +147,12 @@ class Case:
         return path
 
     def without_stalls(self) -> Case:
-        """The same case with streams that never hold back."""
+        """The same case with streams that hold back only where the memory does."""
         return replace(self, stalls=NO_STALLS)
+
+    def without_waiting(self) -> Case:
+        """The same case with streams that never hold back."""
+        return replace(self, stalls=NO_STALLS, memory=None)
 
 
 def _background(rng: np.random.Generator, kind: str, shape: tuple[int, int], low: int, high: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from accel.config import CoreConfig
 from verify.cases import Case
 from verify.gemm import TIMED_LEVELS, GemmJob, GemmRun, check_level, execute, prepare
+from verify.stimulus import NO_STALLS, RANDOM_LENGTHS, STREAMS
 from verify.strategies import cases
 
 
@@ -23,8 +25,9 @@ class MismatchError(AssertionError):
 def compare(case: Case, levels: Sequence[str]) -> tuple[GemmJob, dict[str, GemmRun]]:
     """Run a case at each level; all must agree.
 
-    Results must equal those of the first level, number by number. Timed levels must agree in cycles and in
-    every counter, and the counters must sum to the cycles.
+    Results must equal those of the first level, number by number. Timed levels must agree in cycles, in every
+    counter, in the cycle of every result word and in the cycle after which all are in memory; the counters must
+    sum to the cycles.
 
     Raises
     ------
@@ -33,7 +36,7 @@ def compare(case: Case, levels: Sequence[str]) -> tuple[GemmJob, dict[str, GemmR
     """
     x, weight = case.build()
     job = prepare(case.config, x, weight, code=case.code)
-    runs = {level: execute(job, level, stalls=case.stalls) for level in levels}
+    runs = {level: execute(job, level, stalls=case.stalls, memory=case.memory) for level in levels}
     reference = runs[levels[0]]
     for run in runs.values():
         different = np.argwhere(run.y != reference.y)
@@ -47,12 +50,27 @@ def compare(case: Case, levels: Sequence[str]) -> tuple[GemmJob, dict[str, GemmR
             raise MismatchError(f"The counters of {run.level} sum to {sum(run.counters.values())}, not {run.cycles}.")
     timed = [runs[level] for level in levels if level in TIMED_LEVELS]
     for run in timed[1:]:
-        if (run.cycles, run.counters) != (timed[0].cycles, timed[0].counters):
-            raise MismatchError(
-                f"{run.level} takes {run.cycles} cycles {run.counters}, but {timed[0].level} takes {timed[0].cycles} "
-                f"{timed[0].counters}."
-            )
+        _require_same_time(run, timed[0])
     return job, runs
+
+
+def _require_same_time(run: GemmRun, reference: GemmRun) -> None:
+    for word, (cycle, expected) in enumerate(zip(run.word_cycles, reference.word_cycles, strict=True)):
+        if cycle != expected:
+            raise MismatchError(
+                f"Result word {word} of {run.level} leaves in cycle {cycle}, but in cycle {expected} at level "
+                f"{reference.level}."
+            )
+    if (run.cycles, run.counters) != (reference.cycles, reference.counters):
+        raise MismatchError(
+            f"{run.level} takes {run.cycles} cycles {run.counters}, but {reference.level} takes {reference.cycles} "
+            f"{reference.counters}."
+        )
+    if run.written != reference.written:
+        raise MismatchError(
+            f"The results of {run.level} are in memory after {run.written} cycles, but those of {reference.level} "
+            f"after {reference.written}."
+        )
 
 
 #: What a campaign of random cases must have met, as predicates of the case, its job and its runs.
@@ -94,7 +112,31 @@ EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
     "wait_weights": lambda c, j, r: _waited(r, "wait_weights"),
     "wait_write": lambda c, j, r: _waited(r, "wait_write"),
     "wait_drain": lambda c, j, r: _waited(r, "wait_drain"),
+    "no stalls": lambda c, j, r: c.stalls == NO_STALLS,
+    "stalls from a seed": lambda c, j, r: any(len(getattr(c.stalls, name)) in RANDOM_LENGTHS for name in STREAMS),
+    "no memory port": lambda c, j, r: c.memory is None,
+    "memory latency": lambda c, j, r: c.memory is not None and c.memory.latency > 0,
+    "memory without latency": lambda c, j, r: c.memory is not None and c.memory.latency == 0,
+    "memory slower than weight words": lambda c, j, r: _word_cycles(c, c.config.word_bytes) > 1,
+    "memory as fast as the port is wide": lambda c, j, r: _word_cycles(c, c.config.word_bytes) == 1,
+    "memory time in fractions": lambda c, j, r: _word_cycles(c, c.config.word_bytes) % 1 != 0,
+    "two weight tiles in flight": lambda c, j, r: _depth(c, j) == 2,
+    "slow memory, no stalls": lambda c, j, r: c.stalls == NO_STALLS and _word_cycles(c, c.config.word_bytes) > 1,
+    "wait_weights from memory": lambda c, j, r: (
+        c.memory is not None and not c.stalls.weights and _waited(r, "wait_weights")
+    ),
+    "wait_acts from memory": lambda c, j, r: c.memory is not None and not c.stalls.acts and _waited(r, "wait_acts"),
+    "writes between reads": lambda c, j, r: c.memory is not None and len(j.commands) * j.stream.layout.out_tiles > 1,
 }
+
+
+def _word_cycles(case: Case, word_bytes: int) -> Fraction:
+    """Cycles of the port for a word; 0 without a port."""
+    return Fraction(0) if case.memory is None else case.memory.word_cycles(word_bytes)
+
+
+def _depth(case: Case, job: GemmJob) -> int:
+    return 0 if case.memory is None else case.memory.depth(case.config.columns * job.stream.layout.tile_bytes)
 
 
 def _kept_per_block(job: GemmJob) -> np.ndarray:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 STREAMS = ("command", "weights", "acts", "results")
+
+#: Lengths of random patterns, one a stream: primes, so that together they repeat after 3·10⁸ cycles only.
+RANDOM_LENGTHS = (127, 131, 137, 139)
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,26 @@ class Stalls:
                     f"A stall pattern must let some cycle through, but {name} = {pattern} blocks for ever."
                 )
 
-    def blocks(self, name: str, cycle: int) -> bool:
-        """Whether a stream is held back in a cycle."""
-        pattern = getattr(self, name)
-        return bool(pattern) and bool(pattern[cycle % len(pattern)])
+    @classmethod
+    def random(
+        cls, seed: int, command: float = 0.0, weights: float = 0.0, acts: float = 0.0, results: float = 0.0
+    ) -> Stalls:
+        """Stalls drawn from a seed, each stream held back in the given share of its cycles.
+
+        Raises
+        ------
+        ValueError
+            When a share is not within 0 and 0.99: some cycle must let a word through.
+        """
+        rng = np.random.default_rng(seed)
+        patterns = {}
+        for name, share, length in zip(STREAMS, (command, weights, acts, results), RANDOM_LENGTHS, strict=True):
+            if not 0 <= share <= 0.99:
+                raise ValueError(f"A stream is held back in 0 to 0.99 of the cycles, but {name} = {share} was given.")
+            blocked = np.zeros(length, np.int64)
+            blocked[rng.permutation(length)[: round(share * length)]] = 1
+            patterns[name] = tuple(blocked.tolist()) if blocked.any() else ()
+        return cls(**patterns)
 
     @property
     def slowdown(self) -> float:

@@ -1,7 +1,8 @@
-"""Hypothesis strategies: cores, patterns, GEMM sizes, data and stalls, shaped so that all of them shrink."""
+"""Hypothesis strategies: cores, patterns, GEMM sizes, data, stalls and memories, shaped so that all of them shrink."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -9,10 +10,12 @@ from hypothesis import strategies as st
 
 from accel.codes import CODES
 from accel.config import ConfigError, CoreConfig
+from accel.image import act_port_bytes
+from accel.memory import Memory
 from accel.stream import layout_for
 from quant import NMPattern
 from verify.cases import BACKGROUNDS, Case
-from verify.stimulus import Stalls
+from verify.stimulus import NO_STALLS, Stalls
 
 #: Smallest legal core: what configurations shrink to.
 SMALLEST = CoreConfig(
@@ -96,13 +99,36 @@ def stall_patterns(longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 def all_stalls() -> st.SearchStrategy[Stalls]:
-    """Stalls of all four streams."""
-    return st.builds(
+    """Stalls of all four streams: none, short repeating patterns, or drawn from a seed."""
+    periodic = st.builds(
         Stalls,
         command=stall_patterns(3),
         weights=stall_patterns(),
         acts=stall_patterns(),
         results=stall_patterns(),
+    )
+    share = st.sampled_from((0.0, 0.1, 0.3, 0.5, 0.8))
+    from_seed = st.builds(
+        Stalls.random, st.integers(0, 1 << 16), command=share, weights=share, acts=share, results=share
+    )
+    return st.just(NO_STALLS) | periodic | from_seed
+
+
+@st.composite
+def memories(draw: st.DrawFn, config: CoreConfig) -> Memory | None:
+    """No memory port, or one from far too slow for one of the core's streams to more than enough for all of them.
+
+    A word of the widest stream takes at most eight cycles, or the runs of most cases would only wait.
+    """
+    if not draw(st.sampled_from((False, True, True))):
+        return None
+    widths = (config.word_bytes, config.act_ports * act_port_bytes(config), 4 * config.result_lanes)
+    word_cycles = Fraction(draw(st.integers(1, 20)), draw(st.sampled_from((1, 2, 3, 7, 8))))
+    rate = draw(st.sampled_from(widths)) / word_cycles
+    return Memory(
+        max(rate, Fraction(max(widths), 8)),
+        latency=draw(st.just(0) | st.integers(1, 60)),
+        buffer_bytes=draw(st.just(0) | st.integers(1, 300) | st.just(16384)),
     )
 
 
@@ -143,6 +169,7 @@ def cases(
         act_overrides=draw(overrides),
         scale_overrides=draw(overrides),
         stalls=draw(all_stalls()),
+        memory=draw(memories(config)),
     )
 
 
