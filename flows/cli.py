@@ -314,6 +314,7 @@ def _check_layer_source(ctx: typer.Context) -> None:
         "nimble estimate --model llama-7b --preset wide --pattern dense,2:4,4:8,3:4,1:4 --prefill 1920 --decode 128",
         "nimble estimate --model ./my-model --memory lpddr5-6400 --clock 800 --batch 8 --attention host --json",
         "nimble estimate --model llama-7b --pattern dense,2:4 --recipe mixed.toml",
+        "nimble estimate --model llama-7b --pattern dense,2:4 --html llama-7b.html --perfetto llama-7b.trace.json",
         "nimble estimate --topology layers.csv --compare scalesim-os,scalesim-ws",
     ),
 )
@@ -377,6 +378,12 @@ def estimate(
         str,
         typer.Option(metavar="HOW", help="lm_head: int4 (dense INT4), pruned (like the blocks), fp16-host or skip."),
     ] = "int4",
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with plots to this file; no network.")
+    ] = None,
+    perfetto: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev to this file.")
+    ] = None,
     json_output: JsonFlag = False,
 ) -> Report:
     """Estimate a model's tokens per second: exact core cycles, with an assumed clock and memory.
@@ -429,7 +436,19 @@ def estimate(
     )
     with progress(f"Estimating {model}"):
         estimates = estimate_model(core.name, workload, recipes)
-    return Report(estimates.document(), estimate_view(estimates))
+    document = estimates.document()
+    written = []
+    if html is not None:
+        from flows.page import write_page
+
+        write_page(document, html)
+        written.append(f"Wrote {html}: open it in a browser.")
+    if perfetto is not None:
+        from flows.perfetto import write_trace
+
+        write_trace(document, perfetto)
+        written.append(f"Wrote {perfetto}: open it in ui.perfetto.dev, where 1 cycle is shown as 1 µs.")
+    return Report(document, [*estimate_view(estimates), *written])
 
 
 @app.command(
