@@ -65,10 +65,12 @@ def product_layouts(
     group = tile_group(config, _DENSE, min(in_features, most), group_size)
     part = most // group * group
     whole, rest = divmod(in_features, part)
-    parts = {part: whole, rest: 1}
-    return Counter(
-        {_layout(config, planes, size, out_features, group): count for size, count in parts.items() if size and count}
-    )
+    layouts: Counter[StreamLayout] = Counter()
+    for size, count in ((part, whole), (rest, 1)):
+        if size and count:
+            # A rest that is padded to a whole part has the same layout.
+            layouts[_layout(config, planes, size, out_features, group)] += count
+    return layouts
 
 
 def _layout(config: CoreConfig, planes: int, in_features: int, out_features: int, group: int) -> StreamLayout:
