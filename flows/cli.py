@@ -135,9 +135,9 @@ def info(
 @app.command(
     cls=Command,
     epilog=examples(
-        "nimble verify --preset tiny --levels golden,fl,rtl,verilog --examples 200 --seed 1",
-        "nimble verify --random-configs --levels golden,fl,rtl --examples 50",
-        "nimble verify --replay nimble-case-0123456789ab.json --levels golden,fl,rtl",
+        "nimble verify --preset tiny --levels golden,fl,cl,rtl,verilog --examples 200 --seed 1",
+        "nimble verify --random-configs --levels golden,fl,cl,rtl --examples 50",
+        "nimble verify --replay nimble-case-0123456789ab.json --levels golden,fl,cl,rtl",
     ),
 )
 def verify(
@@ -145,7 +145,7 @@ def verify(
     config: ConfigOption = None,
     levels: Annotated[
         str, typer.Option(metavar="LEVELS", help="Levels to compare; the first is the reference.")
-    ] = "golden,fl,rtl,verilog",
+    ] = "golden,fl,cl,rtl,verilog",
     examples: Annotated[int, typer.Option(metavar="N", help="Random cases to run.")] = 200,
     seed: Annotated[int, typer.Option(metavar="S", help="The same seed and program give the same cases.")] = 1,
     random_configs: Annotated[

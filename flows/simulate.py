@@ -161,7 +161,7 @@ def check_compared_level(level: str) -> None:
 def build_model(config: CoreConfig, levels: Iterable[str]) -> None:
     """Build the core's model at each timed level, so that a run that follows takes only its own time.
 
-    Models are kept: the Verilog level's on disk, the RTL level's in this process.
+    Models are kept: the Verilog level's on disk, the CL and RTL levels' in this process.
     """
     for level in levels:
         if level in TIMED_LEVELS:

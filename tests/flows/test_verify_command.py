@@ -39,7 +39,7 @@ def test_keys_and_counts(nimble_json: Any) -> None:
 def test_the_verilog_level_takes_part(nimble: Any) -> None:
     result = nimble("verify", "--examples", 5)
     assert result.exit_code == 0
-    assert result.stdout.startswith("5 random cases on the tiny core agree at levels golden, fl, rtl, verilog: ")
+    assert result.stdout.startswith("5 random cases on the tiny core agree at levels golden, fl, cl, rtl, verilog: ")
     assert "seed 1." in result.stdout
     assert list(Path().iterdir()) == []
 
@@ -54,9 +54,9 @@ def test_a_seed_gives_the_same_cases(nimble_json: Any) -> None:
 
 
 def test_random_cores(nimble: Any) -> None:
-    result = nimble("verify", "--random-configs", "--levels", "golden,fl,rtl", "--examples", 5)
+    result = nimble("verify", "--random-configs", "--levels", "golden,fl,cl,rtl", "--examples", 5)
     assert result.exit_code == 0, result.stdout
-    assert result.stdout.startswith("5 random cases on random cores agree at levels golden, fl, rtl: ")
+    assert result.stdout.startswith("5 random cases on random cores agree at levels golden, fl, cl, rtl: ")
 
 
 # A level that is wrong
