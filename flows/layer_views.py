@@ -112,7 +112,7 @@ def validation_view(validation: Validation) -> list[RenderableType]:
     if memory is not None:
         figures = ["RTL\ncycles", "model\ncycles", "RTL\nwritten", "model\nwritten", "differ-\nence"]
     table = table_of(
-        f"{plan.model} on the verilated {plan.core} core\n{behind}", ["layer"], ["K×O", "pattern", "T", *figures]
+        f"{validation.model} on the verilated {plan.core} core\n{behind}", ["layer"], ["K×O", "pattern", "T", *figures]
     )
     for row in validation.rows:
         pairs = [row.rtl_cycles, row.model_cycles]

@@ -120,8 +120,8 @@ class Plan:
             "memory": None if self.memory is None else {**self.memory.document(), "clock_mhz": self.clock_mhz},
         }
 
-    def cases(self) -> list[tuple[str, LayerGemm]]:
-        """Every layer with every pattern and number of tokens.
+    def cases(self) -> tuple[str, list[tuple[str, LayerGemm]]]:
+        """The model's name, and every layer with every pattern and number of tokens.
 
         Raises
         ------
@@ -145,7 +145,7 @@ class Plan:
         ]
         for _, gemm in cases:
             gemm.check()
-        return cases
+        return traced.model, cases
 
     def _gemm(self, layer: LinearLayer, pattern: NMPattern, tokens: int) -> LayerGemm:
         outputs = layer.out_features if self.outputs is None else min(self.outputs, layer.out_features)
@@ -159,6 +159,8 @@ class Validation:
     """The rows of a plan, all or as far as it got."""
 
     plan: Plan
+    #: The model's name.
+    model: str
     program: str
     runs: int
     rows: tuple[Row, ...]
@@ -225,9 +227,13 @@ def memory_named(name: str) -> MemorySystem | None:
     ValueError
         There is no such memory.
     """
-    from flows.memories import choose_memory
+    from flows.memories import MEMORIES
 
-    return None if name == "none" else choose_memory(name)
+    if name == "none":
+        return None
+    if name not in MEMORIES:
+        raise ValueError(f"There is no memory named {name!r}; the memories are none, {', '.join(MEMORIES)}.")
+    return MEMORIES[name]
 
 
 def validate(plan: Plan, file: Path | None = None) -> Validation:
@@ -246,7 +252,8 @@ def validate(plan: Plan, file: Path | None = None) -> Validation:
     OSError
         The file cannot be read or written.
     """
-    cases = plan.cases()
+    model, cases = plan.cases()
+    port = plan.port
     program = program_digest()
     rows = [] if file is None or not file.exists() else _kept_rows(file, plan, program)
     keys = [
@@ -257,7 +264,7 @@ def validate(plan: Plan, file: Path | None = None) -> Validation:
     kept = len(rows)
 
     def validation() -> Validation:
-        return Validation(plan, program, len(cases), tuple(rows), kept)
+        return Validation(plan, model, program, len(cases), tuple(rows), kept)
 
     if kept == len(cases):
         return validation()
@@ -268,13 +275,13 @@ def validate(plan: Plan, file: Path | None = None) -> Validation:
     with progress("Validating", total=len(cases)) as bar:
         bar.advance(kept)
         for kind, gemm in cases[kept:]:
-            rows.append(_run(plan, kind, gemm, bar))
+            rows.append(_run(kind, gemm, port, bar))
             if file is not None:
                 write_text(file, _text(validation()))
     return validation()
 
 
-def _run(plan: Plan, kind: str, gemm: LayerGemm, bar: ProgressBar) -> Row:
+def _run(kind: str, gemm: LayerGemm, port: Memory | None, bar: ProgressBar) -> Row:
     """Run one case, tell the bar about it, and return its row."""
     name = f"{kind}, {pattern_name(gemm.pattern)}, {gemm.tokens} tokens"
     bar.describe(f"{name}: preparing")
@@ -288,14 +295,13 @@ def _run(plan: Plan, kind: str, gemm: LayerGemm, bar: ProgressBar) -> Row:
         done = words / job.result_words
 
     start = time.perf_counter()
-    run = execute(job, "verilog", memory=plan.port, progress=advance)
+    run = execute(job, "verilog", memory=port, progress=advance)
     seconds = time.perf_counter() - start
     bar.advance(1 - done)
     bar.describe(f"{name}: comparing")
     golden = execute(job, "golden")
-    model = gemm_timing(plan.config, job.stream.layout, gemm.tokens, memory=plan.port)
+    model = gemm_timing(gemm.config, job.stream.layout, gemm.tokens, memory=port)
     assert run.cycles is not None
-    with_memory = plan.memory is not None
     return Row(
         layer=kind,
         in_features=gemm.in_features,
@@ -306,8 +312,8 @@ def _run(plan: Plan, kind: str, gemm: LayerGemm, bar: ProgressBar) -> Row:
         model_cycles=model.cycles,
         rtl_counters=run.counters,
         model_counters=model.counters,
-        rtl_written=run.written if with_memory else None,
-        model_written=model.written if with_memory else None,
+        rtl_written=None if port is None else run.written,
+        model_written=None if port is None else model.written,
         results=run.y.size,
         wrong_results=int((run.y != golden.y).sum()),
         seconds=seconds,
