@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -272,12 +273,18 @@ def validate(plan: Plan, file: Path | None = None) -> Validation:
         write_text(file, _text(validation()))  # before any work: a file that cannot be written is no use later
     with progress("Building the core's Verilog model (the first time takes about a minute)"):
         build_model(plan.config, ["verilog"])
-    with progress("Validating", total=len(cases)) as bar:
-        bar.advance(kept)
-        for kind, gemm in cases[kept:]:
-            rows.append(_run(kind, gemm, port, bar))
-            if file is not None:
-                write_text(file, _text(validation()))
+    try:
+        with progress("Validating", total=len(cases)) as bar:
+            bar.advance(kept)
+            for kind, gemm in cases[kept:]:
+                rows.append(_run(kind, gemm, port, bar))
+                if file is not None:
+                    write_text(file, _text(validation()))
+    except KeyboardInterrupt:
+        if file is not None:
+            done = f"{len(rows)} of {len(cases)} runs"
+            print(f"{done} are kept in {file}; the same command goes on with them.", file=sys.stderr)
+        raise
     return validation()
 
 

@@ -162,6 +162,10 @@ def test_an_interrupted_validation_goes_on(
     result = nimble(*arguments, "-o", file)
     assert result.exit_code == 130
     assert result.stdout == ""
+    assert result.stderr == (
+        "3 of 8 runs are kept in rows.json; the same command goes on with them.\n"
+        "Interrupted: nimble validate stopped before it was done.\n"
+    )
     stopped = json.loads(file.read_text("utf-8"))
     assert (len(stopped["rows"]), stopped["runs"], stopped["complete"]) == (3, 8, False)
 
