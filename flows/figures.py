@@ -93,14 +93,14 @@ def roofline(document: Mapping[str, Any], pattern: Mapping[str, Any], phase: str
     )  # fmt: skip
     limits = [
         (1.3 * left, bandwidth * 1.3 * left, f"memory {_number(bandwidth)} GB/s", "left", 10, 0),
-        (right, ceiling, f"all lanes {_number(ceiling)} GMAC/s", "right", 0, 11),
+        (right, ceiling, f"all lanes {_number(ceiling)} GMAC/s", "right", 0, 15),
     ]
     if at_work is not None and at_work < 0.98 * ceiling:
         figure.add_scatter(
             x=[at_work / bandwidth, right], y=[at_work, at_work], mode="lines", hoverinfo="skip",
             line={"color": MUTED, "width": 1.5, "dash": "dash"},
         )  # fmt: skip
-        limits.append((right, at_work, f"rows at work {_number(at_work)} GMAC/s", "right", 0, 11))
+        limits.append((right, at_work, f"rows at work {_number(at_work)} GMAC/s", "right", 0, 15))
     for role, (symbol, colour) in ROLE_MARKERS.items():
         for where, suffix in (("core", ""), ("host", "-open")):
             chosen = [n for n, layer in enumerate(layers) if (layer["role"], layer["where"]) == (role, where)]
@@ -123,7 +123,9 @@ def roofline(document: Mapping[str, Any], pattern: Mapping[str, Any], phase: str
     axis = {"type": "log", "fixedrange": True, "gridcolor": RULE, "zeroline": False, "ticks": "", "showline": False,
             "title_font_size": 13}  # fmt: skip
     figure.update_xaxes(**axis, title_text="useful MACs per byte", **_decades(left, right))
-    figure.update_yaxes(**axis, title_text="GMAC/s attained", **_decades(bottom, top))
+    figure.update_yaxes(
+        **axis, title_text="GMAC/s attained", title_standoff=8, automargin=True, **_decades(bottom, top)
+    )
     figure.update_layout(
         annotations=[
             {
@@ -138,6 +140,7 @@ def roofline(document: Mapping[str, Any], pattern: Mapping[str, Any], phase: str
                 for n, (x, y, layer) in enumerate(zip(across, upward, layers, strict=True))
             ],
             "roof": [[left, bandwidth * left], [ridge, ceiling], [right, ceiling]],
+            "beyond": [[ridge, ceiling], [right, bandwidth * right]] if beyond else None,
             "at_work": at_work,
         },
     )  # fmt: skip

@@ -173,6 +173,11 @@ def _headlines(document: Mapping[str, Any]) -> str:
         rows = [
             ("Time to first token", pattern["ttft_seconds"], _seconds, "ttft_seconds"),
             ("Time per output token", pattern["tpot_seconds"], _seconds, "tpot_seconds"),
+            *(
+                [("Prefill, tokens/s", pattern["prefill_tokens_per_second"], _digits, "prefill_tokens_per_second")]
+                if phase == "decode"
+                else []
+            ),
             ("Weights", pattern["weight_gbytes"], lambda value: f"{value:,.2f} GB", "weight_gbytes"),
         ]
         body = "".join(
@@ -196,6 +201,8 @@ def _batch_note(document: Mapping[str, Any]) -> str:
 
 def _compared(document: Mapping[str, Any]) -> list[tuple[str, int, str, str]]:
     """Field, decimal places, title and unit of each figure of the comparison."""
+    if len(document["patterns"]) == 1:
+        return []
     return [
         *([("tokens_per_second", 2, "Decode", "tokens/s")] if document["decode"] else []),
         *([("prefill_tokens_per_second", 1, "Prefill", "tokens/s")] if document["prefill"] else []),
@@ -206,11 +213,8 @@ def _compared(document: Mapping[str, Any]) -> list[tuple[str, int, str, str]]:
 def _comparison(document: Mapping[str, Any]) -> str:
     patterns, tag = document["patterns"], _tag_of(document)
     first = escape(patterns[0]["pattern"])
-    note = (
-        f"In brackets: the ratio to {first}. For tokens/s longer is better, for weights shorter."
-        if len(patterns) > 1
-        else "One pattern was estimated; <code>--pattern dense,2:4</code> puts two side by side."
-    )
+    if len(patterns) == 1:
+        return ""
     panels = "".join(
         f'<div class="panel"><h3>{title}, {unit} {tag(field)}</h3>'
         f'<div class="plot" data-plot="comparison {field}" role="img" aria-label="{title}, {unit}, by pattern"></div>'
@@ -218,7 +222,8 @@ def _comparison(document: Mapping[str, Any]) -> str:
         for field, _, title, unit in _compared(document)
     )
     return (
-        f'<section><h2>Patterns side by side</h2><p class="note">{note}</p><div class="panels">{panels}</div></section>'
+        f'<section><h2>Patterns side by side</h2><p class="note">In brackets: the ratio to {first}. For tokens/s '
+        f'longer is better, for weights shorter.</p><div class="panels">{panels}</div></section>'
     )
 
 
