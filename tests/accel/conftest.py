@@ -58,6 +58,19 @@ class VerilogPins:
         self._clock.tick()
 
 
+@pytest.fixture(scope="session")
+def simulated() -> Callable[[Component], Any]:
+    """``simulated(component)`` elaborates a component of any level and resets it, to be driven port by port."""
+
+    def ready(component: Component) -> Any:
+        component.elaborate()
+        component.apply(DefaultPassGroup())
+        component.sim_reset()
+        return component
+
+    return ready
+
+
 @pytest.fixture
 def open_pins(tmp_path: Path) -> Callable[[Component, str, str], PythonPins | VerilogPins]:
     """``open_pins(component, name, level)`` elaborates a component with single ports and resets it."""
