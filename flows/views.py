@@ -225,10 +225,11 @@ def estimate_view(estimates: Estimates) -> list[RenderableType]:
     first = estimates.estimates[0]
     assumptions = [f"- {sentence}" for sentence in estimates.assumptions]
     single = len(estimates.estimates) == 1
-    tables: list[RenderableType] = [*_layers_tables(estimates, first), _phases_table(first)] if single else []
+    tables: list[RenderableType] = [*_layers_tables(estimates, first), _phases_table(first), _causes_table(first)]
     return [
-        *tables,
+        *(tables if single else []),
         comparison_table(estimates),
+        _use_table(estimates),
         "Assumptions",
         *(Text(line) for line in assumptions),
         f"Model time: {estimates.model_seconds:.2f} s, without tracing the model.",
@@ -249,12 +250,12 @@ def comparison_table(estimates: Estimates) -> Table:
             "decode\nTPOT ms",
             "\ntokens/s",
             "\nbound",
+            "both\nseconds",
             "atten-\ntion",
-            "lane\nuse",
             "vs\nfirst",
         ],
-        caption="Lane use: exact model, of the rows at work. All else: estimated.\n"
-        "TTFT: time to first token. TPOT: time per output token. attention: of the time.",
+        caption="All estimated. TTFT: time to first token. TPOT: time per output token.\n"
+        "attention: share of all seconds.",
     )
     reference = estimates.estimates[0].totals["total"].seconds
     for estimate in estimates.estimates:
@@ -264,8 +265,8 @@ def comparison_table(estimates: Estimates) -> Table:
             Text(estimate.recipe.name),
             *_phase_cells(totals.get("prefill"), estimate.ttft_seconds, 1),
             *_phase_cells(totals.get("decode"), estimate.tpot_seconds, 1e3),
+            _three_digits(total.seconds),
             f"{total.attention_seconds / total.seconds:.1%}",
-            _share(total.lane_use),
             f"{reference / total.seconds:.2f}×",
         )
     return table
@@ -277,13 +278,51 @@ def _phase_cells(total: Total | None, seconds: float | None, unit: float) -> lis
     return [_three_digits(unit * seconds), f"{total.tokens_per_second:,.2f}", _short(total.bound)]
 
 
+def _use_table(estimates: Estimates) -> Table:
+    """One line for each pattern or recipe: what the multipliers do, and how near the limit the time is."""
+    uses = ["{}\nlane\nuse", "\narray\nuse", "\ndense\nequiv.", "\nover\nlimit"]
+    table = table_of(
+        "Utilisation, and time over the larger one of the lane limit and the bytes limit",
+        ["pattern"],
+        ["weights\n\nGB", *(heading.format(phase) for phase in ("prefill", "decode") for heading in uses)],
+        caption="Over limit: estimated. All else: exact model. Lane use: of the rows at work.\n"
+        "Array use: useful work, of all rows. Dense equivalent: the unpruned model's.",
+    )
+    for estimate in estimates.estimates:
+        totals = estimate.totals
+        cells = []
+        for phase in ("prefill", "decode"):
+            total = totals.get(phase)
+            if total is None:
+                cells += ["–"] * 4
+                continue
+            shares = (total.lane_use, total.array_use, total.dense_equivalent)
+            cells += [*(_share(share) for share in shares), f"{total.over_limit:.3f}×"]
+        table.add_row(Text(estimate.recipe.name), _three_digits(estimate.weight_bytes / 1e9), *cells)
+    return table
+
+
+def _causes_table(estimate: Estimate) -> Table:
+    totals = estimate.totals
+    causes = list(totals["total"].counters)
+    table = table_of(
+        f"{estimate.recipe.name}: what the core's cycles go to",
+        ["phase"],
+        ["Mcycles", *(cause.replace("_", "\n") for cause in causes)],
+        caption="Exact model.",
+    )
+    for phase, total in totals.items():
+        shares = [count / total.cycles if total.cycles else None for count in total.counters.values()]
+        table.add_row(phase, f"{total.cycles / 1e6:,.1f}", *map(_share, shares))
+    return table
+
+
 def _phases_table(estimate: Estimate) -> Table:
     table = table_of(
         f"{estimate.recipe.name}: where the time goes, in seconds, beside two limits",
         ["phase"],
         [
             "tokens",
-            "Mcycles",
             "linear",
             "atten-\ntion",
             "on\nhost",
@@ -292,8 +331,8 @@ def _phases_table(estimate: Estimate) -> Table:
             "bytes\nlimit",
             "total over\nlimit",
         ],
-        caption="Mcycles, on the core: exact model. All else: estimated. Lane limit: each lane of the\n"
-        "rows at work multiplies in every cycle. Bytes limit: memory always moves bytes.",
+        caption="All estimated. Lane limit: each lane of the rows at work multiplies in every cycle.\n"
+        "Bytes limit: memory always moves bytes.",
     )
     for phase, total in estimate.totals.items():
         parts = (total.linear_seconds, total.attention_seconds, total.host_seconds, total.seconds)
@@ -301,7 +340,6 @@ def _phases_table(estimate: Estimate) -> Table:
         table.add_row(
             phase,
             f"{total.tokens:,}",
-            f"{total.cycles / 1e6:,.1f}",
             *(_three_digits(value) for value in parts + limits),
             # Both phases together have no one limit: they may be bounded by different ones.
             "" if phase == "total" else f"{total.over_limit:.3f}×",
@@ -333,7 +371,7 @@ def _layers_tables(estimates: Estimates, estimate: Estimate) -> list[Table]:
                 f"{work.calls:,}",
                 f"{layer.cycles / work.calls:,.0f}" if layer.cycles else "host",
                 _share(layer.lane_use),
-                f"{layer.bytes / work.calls / 1e6:.2f}",
+                _three_digits(layer.bytes / work.calls / 1e6),
                 _three_digits(1e3 * layer.seconds / work.calls),
                 _short(layer.bound),
             )

@@ -328,16 +328,28 @@ def test_several_patterns_are_compared(nimble: Any, nimble_json: Any, tiny_model
     attention = [column["phases"]["total"]["attention_seconds"] for column in columns]
     assert attention == attention[:1] * 3
     text = nimble(*arguments).stdout
-    for words in ("dense", "2:4", "1:4", "Lane use: exact model", "TTFT", "TPOT", "Assumptions", "Model time: "):
+    for words in ("dense", "2:4", "1:4", "All else: exact model", "TTFT", "TPOT", "Assumptions", "Model time: "):
         assert words in text
 
 
-@pytest.mark.parametrize("options", [(), ("--attention", "host", "--lm-head", "fp16-host", "--pattern", "dense,2:4")])
+LONG = ("--model", "llama-2-7b", "--preset", "wide", "--prefill", 2048, "--decode", 128)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SMALL,
+        (*SMALL, "--attention", "host", "--lm-head", "fp16-host", "--pattern", "dense,2:4"),
+        LONG,
+        (*LONG, "--batch", 16, "--pattern", "dense,2:4,4:8,3:4,1:4", "--bandwidth", 0.5),
+    ],
+)
 def test_tables_fit_80_columns(
     options: tuple[object, ...], nimble: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    lines = nimble("estimate", *SMALL, "--model", tiny_model, *options).stdout.splitlines()
+    model = () if "--model" in options else ("--model", tiny_model)
+    lines = nimble("estimate", *options, *model).stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert not any("…" in line for line in lines)
 
