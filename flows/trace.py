@@ -653,7 +653,8 @@ def _left_out(model: torch.nn.Module, ran: Pass) -> Iterator[str]:
     if ran.others:
         macs = sum(macs for _, macs in ran.others)
         yield (
-            f"{len(ran.others)} matrix products outside of linear layers and attention: {macs:,} MAC "
+            f"{len(ran.others)} matrix product{'s' if len(ran.others) > 1 else ''} outside of linear layers and "
+            f"attention: {macs:,} MAC "
             f"(first: {ran.others[0][0]})"
         )
 

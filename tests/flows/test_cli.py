@@ -337,6 +337,51 @@ def test_trace_as_json_is_the_trace_and_nothing_else(tiny_model: Path, tmp_path:
     assert process.stderr == ""
 
 
+def test_trace_shows_attention_and_the_cache_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = nimble("trace", "--model", "gpt-neox-20b", "--tokens", 48, "--batch", 64, "--context", 2000)
+    assert result.exit_code == 0
+    text = plain(result.stdout)
+    assert "Attention of each of 64 sequences: new tokens 48, cached 2,000" in text
+    # 44 blocks, 64 sequences of 64 heads of 96: 44 · 64 · 64 · 48 · 2048 · 96.
+    assert "Q·Kᵀ 64 64 96 48 2,048 44 1,700,807,049,216" in text
+    assert "P·V 64 64 96 48 2,048 44 1,700,807,049,216" in text
+    assert "of one token 540,672 1,081,344 540,672 270,336" in text
+    assert f"after this pass {64 * 2048 * 540_672:,}" in text
+    assert max(len(line.rstrip()) for line in result.stdout.splitlines()) <= 80
+
+
+def test_a_stored_trace_is_moved_to_another_context(tiny_model: Path, tmp_path: Path) -> None:
+    stored, moved = tmp_path / "stored.json", tmp_path / "moved.json"
+    assert nimble("trace", "--model", tiny_model, "--batch", 2, "-o", stored).exit_code == 0
+    assert nimble("trace", "--model", stored, "--context", 7, "-o", moved).exit_code == 0
+    assert load_trace(moved).context == 7
+    assert {product.context for product in load_trace(moved).attention} == {8}
+    assert "cached 7" in plain(nimble("trace", "--model", moved).stdout)
+
+
+def test_a_trace_of_another_version(tiny_model: Path, tmp_path: Path) -> None:
+    stored = tmp_path / "stored.json"
+    assert nimble("trace", "--model", tiny_model, "-o", stored).exit_code == 0
+    text = stored.read_text(encoding="utf-8").replace('"version": 2', '"version": 1')
+    stored.write_text(text, encoding="utf-8")
+    result = nimble("trace", "--model", stored)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"nimble trace: {stored}: The trace has version 1; this Nimble reads version 2. "
+        "Write it again with nimble trace.\n"
+    )
+
+
+def test_a_context_beyond_the_model() -> None:
+    result = nimble("trace", "--model", "llama-7b", "--context", 2048)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "nimble trace: context and tokens are 2049 together; llama-7b is made for at most 2048 "
+        "(its max_position_embeddings).\n"
+    )
+
+
 def test_trace_of_an_unknown_model() -> None:
     result = nimble("trace", "--model", "llama-9b")
     assert result.exit_code == 2

@@ -458,9 +458,7 @@ def test_a_model_without_cache_has_no_context(tmp_path: Path) -> None:
 
 
 class Toy(torch.nn.Module):
-    """Embeds tokens, and hands queries, keys and values of 4 heads of 6 to `mix`."""
-
-    BATCH, HEADS, DIM = 2, 4, 6
+    """Embeds tokens, and hands queries of 4 heads of 6, and keys and values, to `mix`."""
 
     def __init__(self, mix: Any, kv_heads: int = 4) -> None:
         super().__init__()
@@ -475,9 +473,9 @@ class Toy(torch.nn.Module):
         self.mix(self, *heads.split([4, self.kv_heads, self.kv_heads], dim=1))
         return {"past_key_values": None}
 
-    def recorded(self, tokens: int) -> Pass:
+    def recorded(self, tokens: int, batch: int = 2) -> Pass:
         with torch.no_grad():
-            return record_pass(self.to("meta").eval(), tokens, self.BATCH, 0, None)
+            return record_pass(self.to("meta").eval(), tokens, batch, 0, None)
 
 
 def kinds_of(ran: Pass) -> list[tuple[str, int, int, int, int, int]]:
@@ -519,6 +517,15 @@ def test_attention_is_seen_however_it_is_written(mix: Any, tokens: int) -> None:
     assert ran.others == ()
 
 
+@pytest.mark.parametrize("mix", [plain, by_einsum, transposed, with_sinks])
+def test_keys_are_told_from_queries(mix: Any) -> None:
+    def with_more_keys(self: Toy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        mix(self, q, torch.cat([k, k, k], dim=2), torch.cat([v, v, v], dim=2))
+
+    ran = Toy(with_more_keys).recorded(5)
+    assert kinds_of(ran) == [("qk", 4, 4, 5, 15, 6), ("pv", 4, 4, 5, 15, 6)]
+
+
 def shared_by_repeat(self: Toy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     k, v = k.repeat(1, 2, 1, 1), v.repeat(1, 2, 1, 1)
     (q @ k.mT).softmax(-1) @ v
@@ -537,6 +544,14 @@ def shared_in_sdpa(self: Toy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor)
 def test_shared_keys_are_counted_once(mix: Any) -> None:
     ran = Toy(mix, kv_heads=2).recorded(5)
     assert kinds_of(ran) == [("qk", 4, 2, 5, 5, 6), ("pv", 4, 2, 5, 5, 6)]
+
+
+def test_keys_that_were_shared_once_but_differ_now_are_each_counted() -> None:
+    def mix(self: Toy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        (q @ (k.repeat(1, 2, 1, 1) + q).mT).softmax(-1) @ v.repeat(1, 2, 1, 1)
+
+    ran = Toy(mix, kv_heads=2).recorded(5)
+    assert kinds_of(ran) == [("qk", 4, 4, 5, 5, 6), ("pv", 4, 2, 5, 5, 6)]
 
 
 def test_scores_that_are_a_sum_of_products() -> None:
@@ -563,24 +578,25 @@ def routed_by_a_weight(self: Toy, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
 @pytest.mark.parametrize(
     ("mix", "macs"),
     [
-        (without_softmax, [2 * 4 * 6 * 5 * 6] * 2),
-        (unused_probabilities, [2 * 4 * 5 * 6 * 5, 2 * 4 * 6 * 5 * 6, 2 * 4 * 5 * 6 * 6]),
-        (routed_by_a_weight, [2 * 5 * 24 * 24, 2 * 5 * 24 * 5]),
+        (without_softmax, [4 * 6 * 5 * 6] * 2),
+        (unused_probabilities, [4 * 5 * 6 * 5, 4 * 6 * 5 * 6, 4 * 5 * 6 * 6]),
+        (routed_by_a_weight, [5 * 24 * 24, 5 * 24 * 5]),
     ],
 )
-def test_other_products_are_named_with_their_size(mix: Any, macs: list[int]) -> None:
-    ran = Toy(mix).recorded(5)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_other_products_are_named_with_their_size(mix: Any, macs: list[int], batch: int) -> None:
+    ran = Toy(mix).recorded(5, batch)
     assert ran.attention == ()
-    assert list(ran.others) == [("", size) for size in macs]
+    assert list(ran.others) == [("", batch * size) for size in macs]
 
 
 def test_a_product_of_some_of_the_tokens_is_no_whole_product_of_attention() -> None:
     def mix(self: Toy, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        (q[:, :, :2] @ k.mT).softmax(-1) @ v
+        (q[:, :, :3] @ k.mT).softmax(-1) @ v
 
-    ran = Toy(mix).recorded(5)
+    ran = Toy(mix, kv_heads=1).recorded(5)
     assert ran.attention == ()
-    assert [macs for _, macs in ran.others] == [2 * 4 * 2 * 6 * 5] * 2
+    assert [macs for _, macs in ran.others] == [2 * 4 * 3 * 6 * 5] * 2
 
 
 def test_hooks_are_gone_after_a_pass_that_fails() -> None:
