@@ -13,20 +13,20 @@ from typing import Any
 
 #: Colours of the causes. A test holds each pair apart for the three kinds of colour blindness.
 CAUSE_COLOURS = {
-    "busy": "#2a5caa",
-    "wait_acts": "#d26fcb",
-    "wait_weights": "#e3a02a",
+    "busy": "#28519f",
+    "wait_acts": "#d05fc6",
+    "wait_weights": "#e8a42c",
     "wait_write": "#9f1f17",
-    "wait_drain": "#2f8f68",
+    "wait_drain": "#369a6f",
     "idle": "#b4c0ca",
     "write_back": "#2e2548",
 }
 
 #: Marker and colour of a layer on the roofline by its role; on the host the marker is hollow.
 ROLE_MARKERS = {
-    "linear": ("circle", "#2a5caa"),
+    "linear": ("circle", "#28519f"),
     "head": ("diamond", "#9f1f17"),
-    "attention": ("square", "#2f8f68"),
+    "attention": ("square", "#369a6f"),
 }
 
 INK, MUTED, RULE = "#1b2430", "#56606e", "#dfe4ea"
@@ -67,7 +67,7 @@ def rows_peak(layers: Sequence[Mapping[str, Any]]) -> float | None:
 def roofline(document: Mapping[str, Any], pattern: Mapping[str, Any], phase: str) -> dict[str, Any]:
     """Each layer of a phase by its useful MACs a byte and a second, under the limits of memory and lanes.
 
-    The page puts a label to each point, for which it needs pixels; `meta` of the layout holds their texts.
+    The page puts labels to points and limits, for which it needs pixels; `meta` of the layout holds their texts.
     """
     import plotly.graph_objects as go
 
@@ -92,15 +92,16 @@ def roofline(document: Mapping[str, Any], pattern: Mapping[str, Any], phase: str
         line={"color": INK, "width": 2},
     )  # fmt: skip
     limits = [
-        (1.3 * left, bandwidth * 1.3 * left, f"memory {_number(bandwidth)} GB/s", "left", 10, 0),
-        (right, ceiling, f"all lanes {_number(ceiling)} GMAC/s", "right", 0, 15),
+        {"text": f"memory {_number(bandwidth)} GB/s", "line": [[left, bandwidth * left], [ridge, ceiling]]},
+        {"text": f"all lanes {_number(ceiling)} GMAC/s", "line": [[ridge, ceiling], [right, ceiling]]},
     ]
     if at_work is not None and at_work < 0.98 * ceiling:
+        line = [[at_work / bandwidth, at_work], [right, at_work]]
         figure.add_scatter(
-            x=[at_work / bandwidth, right], y=[at_work, at_work], mode="lines", hoverinfo="skip",
+            x=[x for x, _ in line], y=[y for _, y in line], mode="lines", hoverinfo="skip",
             line={"color": MUTED, "width": 1.5, "dash": "dash"},
         )  # fmt: skip
-        limits.append((right, at_work, f"rows at work {_number(at_work)} GMAC/s", "right", 0, 15))
+        limits.append({"text": f"rows at work {_number(at_work)} GMAC/s", "line": line})
     for role, (symbol, colour) in ROLE_MARKERS.items():
         for where, suffix in (("core", ""), ("host", "-open")):
             chosen = [n for n, layer in enumerate(layers) if (layer["role"], layer["where"]) == (role, where)]
@@ -127,23 +128,15 @@ def roofline(document: Mapping[str, Any], pattern: Mapping[str, Any], phase: str
         **axis, title_text="GMAC/s attained", title_standoff=8, automargin=True, **_decades(bottom, top)
     )
     figure.update_layout(
-        annotations=[
-            {
-                "x": math.log10(x), "y": math.log10(y), "text": text, "showarrow": False, "xanchor": xanchor,
-                "yanchor": "middle", "xshift": xshift, "yshift": yshift, "font": {"size": 12, "color": MUTED},
-            }
-            for x, y, text, xanchor, xshift, yshift in limits
-        ],
         meta={
             "points": [
                 {"x": x, "y": y, "number": str(n + 1), "name": f"{n + 1} {_short(layer['name'])}"}
                 for n, (x, y, layer) in enumerate(zip(across, upward, layers, strict=True))
             ],
-            "roof": [[left, bandwidth * left], [ridge, ceiling], [right, ceiling]],
-            "beyond": [[ridge, ceiling], [right, bandwidth * right]] if beyond else None,
-            "at_work": at_work,
-        },
-    )  # fmt: skip
+            "limits": limits,
+            "beyond": [[ridge, ceiling], [right, bandwidth * right]] if beyond else [],
+        }
+    )
     return dict(figure.to_dict())
 
 
@@ -185,9 +178,11 @@ def causes(pattern: Mapping[str, Any], phase: str, *, share: bool) -> dict[str, 
     _bars(figure, [f"{n} {_short(layer['name'])}" for n, layer in numbered], values)
     figure.update_layout(barmode="stack")
     if share:
-        figure.update_xaxes(tickformat=".0%", range=[0, 1.0001], tickvals=[0, 0.25, 0.5, 0.75, 1])
+        ticks = {tick: f"{tick:.0%}" for tick in (0.25, 0.5, 0.75)}
     else:
-        figure.update_xaxes(tickformat="~s", nticks=6)
+        ticks = {tick: _large(tick, digits=3) for tick in _round_steps(max(totals))}
+    # None at the ends, where half of its label would be cut off.
+    figure.update_xaxes(range=[0, 1 if share else max(totals)], tickvals=list(ticks), ticktext=list(ticks.values()))
     return dict(figure.to_dict())
 
 
@@ -273,8 +268,15 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" if value >= 100 else f"{value:.3g}"
 
 
-def _large(cycles: float) -> str:
+def _round_steps(most: int) -> list[int]:
+    """Up to four multiples of 1, 2 or 5 times a power of ten, between 0 and not quite the most."""
+    last = 0.92 * most
+    step = next(unit * 10**power for power in range(18) for unit in (1, 2, 5) if last < 5 * unit * 10**power)
+    return list(range(step, math.floor(last) + 1, step))
+
+
+def _large(cycles: float, *, digits: int = 4) -> str:
     for power, unit in ((9, "G"), (6, "M"), (3, "k")):
         if cycles >= 10**power:
-            return f"{cycles / 10**power:,.2f} {unit}"
+            return f"{cycles / 10**power:.{digits}g} {unit}"
     return f"{cycles:,.0f}"

@@ -8,7 +8,7 @@ function chosen(element) {
   return ["pattern", "phase"].every((key) => !(key in element.dataset) || element.dataset[key] === shown[key]);
 }
 
-// -- labels of the roofline: beside their points, over no other label, marker or line where there is room ---------
+// -- labels of the roofline: over no marker and no other label, and over no line where there is room ---------------
 
 function boxesMeet(a, b) {
   return a.x0 < b.x1 && b.x0 < a.x1 && a.y0 < b.y1 && b.y0 < a.y1;
@@ -18,31 +18,73 @@ function boxAround(x, y, width, height) {
   return { x0: x - width / 2, x1: x + width / 2, y0: y - height / 2, y1: y + height / 2 };
 }
 
-function alongLine(points) {
-  const boxes = [];
-  for (let i = 1; i < points.length; i++) {
-    const [a, b] = [points[i - 1], points[i]];
-    const steps = Math.ceil(Math.hypot(b[0] - a[0], b[1] - a[1]) / 6);
-    for (let k = 0; k <= steps; k++) {
-      boxes.push(boxAround(a[0] + ((b[0] - a[0]) * k) / steps, a[1] + ((b[1] - a[1]) * k) / steps, 4, 4));
-    }
-  }
-  return boxes;
+function alongLine([from, to]) {
+  const steps = Math.ceil(Math.hypot(to[0] - from[0], to[1] - from[1]) / 6) || 1;
+  return Array.from({ length: steps + 1 }, (_, k) =>
+    boxAround(from[0] + ((to[0] - from[0]) * k) / steps, from[1] + ((to[1] - from[1]) * k) / steps, 4, 4));
 }
 
-// `taken` are the boxes that the label keeps off, `texts` those that the line to its point keeps off, too.
-function placed(point, width, height, taken, texts, bounds) {
+/** What labels are placed by: the plot's size, text widths, and the boxes of markers and lines, in pixels. */
+function surroundings(plot, figure) {
+  const { xaxis, yaxis, font } = plot._fullLayout;
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = `12px ${font.family}`;
+  const toPixels = ([x, y]) => [xaxis.d2p(x), yaxis.d2p(y)];
+  const { points, limits, beyond } = figure.layout.meta;
+  const located = points.map((point) => ({ ...point, at: toPixels([point.x, point.y]) }));
+  const drawn = limits.map((limit) => ({ ...limit, pixels: limit.line.map(toPixels) }));
+  const lines = [...drawn.map((limit) => limit.pixels), ...(beyond.length ? [beyond.map(toPixels)] : [])];
+  const bounds = { width: xaxis._length, height: yaxis._length };
+  return {
+    points: located,
+    limits: drawn,
+    bounds,
+    markers: located.map((point) => boxAround(...point.at, 16, 16)),
+    lines: lines.flatMap(alongLine),
+    widthOf: (text) => pen.measureText(new DOMParser().parseFromString(text, "text/html").body.textContent).width + 8,
+    isInside: (box) => box.x0 >= 0 && box.y0 >= 0 && box.x1 <= bounds.width && box.y1 <= bounds.height,
+    fromPixels: (x, y) => ({ x: Math.log10(xaxis.p2d(x)), y: Math.log10(yaxis.p2d(y)) }),
+  };
+}
+
+/** Labels of the limits: beside a slope, above or below a level line. */
+function limitLabels(around) {
+  const texts = [];
+  const labels = around.limits.map(({ text, pixels: [from, to] }) => {
+    const width = around.widthOf(text);
+    const level = from[1] === to[1];
+    const boxes = [];
+    for (const share of level ? [1, 0.8, 0.6, 0.4, 0.2] : [0.1, 0.25, 0.4, 0.55, 0.7, 0.85]) {
+      const [x, y] = [from[0] + (to[0] - from[0]) * share, from[1] + (to[1] - from[1]) * share];
+      for (const side of [1, -1]) {
+        boxes.push(level ? boxAround(x - width / 2, y - side * 14, width, 16) : boxAround(x + side * (12 + width / 2), y, width, 16));
+      }
+    }
+    const free = (box, taken) => around.isInside(box) && !taken.some((other) => boxesMeet(box, other));
+    const box = boxes.find((box) => free(box, [...texts, ...around.markers, ...around.lines]))
+      ?? boxes.find((box) => free(box, texts)) ?? boxes[0];
+    texts.push(box);
+    return {
+      ...around.fromPixels((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), text, showarrow: false,
+      xanchor: "center", yanchor: "middle", font: { size: 12, color: "#56606e" },
+    };
+  });
+  return { labels, texts };
+}
+
+/** Where a point's label may be: its box keeps off what is taken, and the line to it keeps off other texts. */
+function placeOf(point, width, taken, texts, around) {
+  const height = 18;
+  const [px, py] = point.at;
   for (const distance of [10, 22, 36, 52, 70, 90, 112, 136]) {
     for (const degrees of [-45, 45, -90, 90, -135, 135, 0, 180, -22, 22, -67, 67, -112, 112, -157, 157]) {
       const turn = (degrees * Math.PI) / 180;
       const dx = Math.cos(turn) * (distance + width / 2);
       const dy = Math.sin(turn) * (distance + height / 2);
-      const box = boxAround(point.px + dx, point.py + dy, width, height);
-      const inside = box.x0 >= 0 && box.y0 >= 0 && box.x1 <= bounds.width && box.y1 <= bounds.height;
-      if (!inside || taken.some((other) => boxesMeet(box, other))) continue;
+      const box = boxAround(px + dx, py + dy, width, height);
+      if (!around.isInside(box) || taken.some((other) => boxesMeet(box, other))) continue;
       const length = Math.hypot(dx, dy);
-      const start = [point.px + (8 * dx) / length, point.py + (8 * dy) / length];
-      const leader = alongLine([start, [point.px + dx, point.py + dy]]);
+      const leader = alongLine([[px + (8 * dx) / length, py + (8 * dy) / length], [px + dx, py + dy]]);
       if (leader.some((step) => texts.some((text) => boxesMeet(step, text)))) continue;
       return { box, dx, dy };
     }
@@ -50,48 +92,24 @@ function placed(point, width, height, taken, texts, bounds) {
   return null;
 }
 
-function pointLabels(plot, figure) {
-  const { xaxis, yaxis, font } = plot._fullLayout;
-  const bounds = { width: xaxis._length, height: yaxis._length };
-  const pen = document.createElement("canvas").getContext("2d");
-  pen.font = `12px ${font.family}`;
-  const { points, roof, beyond, at_work } = figure.layout.meta;
-  const toPixels = ([x, y]) => [xaxis.d2p(x), yaxis.d2p(y)];
-  const located = points.map((point) => ({ ...point, px: xaxis.d2p(point.x), py: yaxis.d2p(point.y) }));
-  const lines = alongLine(roof.map(toPixels));
-  if (beyond) lines.push(...alongLine(beyond.map(toPixels)));
-  if (at_work) lines.push(...alongLine([[roof[0][0], at_work], [roof[2][0], at_work]].map(toPixels)));
-  const taken = located.map((point) => boxAround(point.px, point.py, 16, 16));
-  const texts = figure.layout.annotations.map((limit) => {
-    const width = pen.measureText(limit.text).width + 8;
-    const x = xaxis.l2p(limit.x) + limit.xshift + (limit.xanchor === "left" ? width / 2 : -width / 2);
-    return boxAround(x, yaxis.l2p(limit.y) - limit.yshift, width, 16);
-  });
-  // The first to be placed has most room. Which order serves all best is found by trying some.
-  const byX = [...located].sort((a, b) => a.px - b.px);
-  const orders = [located, [...located].reverse(), byX, [...byX].reverse()];
-  const tried = orders.map((order) => labelsInOrder(order, taken, texts, lines, pen, bounds));
-  return tried.reduce((best, other) => (other.score > best.score ? other : best)).labels;
-}
-
-function labelsInOrder(order, taken, limits, lines, pen, bounds) {
+/** Labels of points placed in the given order: names where there is room, or else numbers. */
+function labelsInOrder(order, limits, around) {
   const texts = [...limits];
   const labels = [];
   let score = 0;
   for (const point of order) {
-    const name = new DOMParser().parseFromString(point.name, "text/html").body.textContent;
     const choices = [];
-    for (const obstacles of [[...taken, ...lines], taken]) {
-      if (bounds.width > 520) choices.push([point.name, pen.measureText(name).width + 8, obstacles]);
-      choices.push([point.number, pen.measureText(point.number).width + 8, obstacles]);
+    for (const taken of [[...around.markers, ...around.lines], around.markers]) {
+      if (around.bounds.width > 520) choices.push([point.name, taken]);
+      choices.push([point.number, taken]);
     }
-    for (const [rank, [text, width, obstacles]] of choices.entries()) {
-      const spot = placed(point, width, 18, [...obstacles, ...texts], texts, bounds);
-      if (!spot) continue;
+    for (const [rank, [text, taken]] of choices.entries()) {
+      const place = placeOf(point, around.widthOf(text), [...taken, ...texts], texts, around);
+      if (!place) continue;
       score += choices.length - rank;
-      texts.push(spot.box);
+      texts.push(place.box);
       labels.push({
-        x: Math.log10(point.x), y: Math.log10(point.y), ax: spot.dx, ay: spot.dy, text, name: "label",
+        x: Math.log10(point.x), y: Math.log10(point.y), ax: place.dx, ay: place.dy, text,
         showarrow: true, arrowhead: 0, arrowwidth: 1, arrowcolor: "#8a94a1", standoff: 6,
         xanchor: "center", yanchor: "middle", borderpad: 1, font: { size: 12 },
       });
@@ -99,6 +117,17 @@ function labelsInOrder(order, taken, limits, lines, pen, bounds) {
     }
   }
   return { labels, score };
+}
+
+function rooflineLabels(plot, figure) {
+  const around = surroundings(plot, figure);
+  const limits = limitLabels(around);
+  // The first to be placed has most room. Which order serves all best is found by trying some.
+  const byX = [...around.points].sort((a, b) => a.at[0] - b.at[0]);
+  const orders = [around.points, [...around.points].reverse(), byX, [...byX].reverse()];
+  const tried = orders.map((order) => labelsInOrder(order, limits.texts, around));
+  const best = tried.reduce((one, other) => (other.score > one.score ? other : one));
+  return [...limits.labels, ...best.labels];
 }
 
 // -- drawing ------------------------------------------------------------------------------------------------
@@ -109,10 +138,7 @@ async function draw(plot, figure) {
   // Plotly keeps the width that it once found unless it is given one.
   const layout = { ...structuredClone(figure.layout), width: plot.clientWidth };
   await Plotly.react(plot, figure.data, layout, config);
-  if (figure.layout.meta) {
-    const annotations = [...figure.layout.annotations, ...pointLabels(plot, figure)];
-    await Plotly.relayout(plot, { annotations });
-  }
+  if (figure.layout.meta) await Plotly.relayout(plot, { annotations: rooflineLabels(plot, figure) });
 }
 
 async function drawShown() {
