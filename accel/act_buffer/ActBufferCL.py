@@ -64,7 +64,7 @@ class ActLoaderCL(Component):
         elif not s.busy and s.command.val:
             s.take_command()
         while s.freed.arrived(s.now):
-            s.free += s.freed.take()
+            s.free += s.freed.take(s.now)
         s.room = s.busy and (s.started or s.free >= s.cmd.block_words)
 
     def take_command(s):
@@ -128,9 +128,9 @@ class ActBufferCL(Component):
         """The edge that ends a cycle."""
         s.now += 1
         while s.steps.arrived(s.now):
-            steps = s.steps.take()
+            steps = s.steps.take(s.now)
             if s.present is None:
-                s.present = s.block.take()
+                s.present = s.block.take(s.now)
             acts, words = s.present
             s.windows.post(s.now + 1, (steps, acts[steps.group, :, steps.row : steps.row + steps.rows]))
             if steps.block_last:

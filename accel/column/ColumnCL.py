@@ -47,13 +47,13 @@ class ColumnCL(Component):
         s.now += 1
         s.worked = s.windows.arrived(s.now)
         if s.worked:
-            steps, acts = s.windows.take()
+            steps, acts = s.windows.take(s.now)
             s.windows_out.post(s.now + 1, (steps, acts))
             s.add_group(steps, acts)
 
     def add_group(s, steps, acts):
         if s.present is None:
-            s.present = s.tile.take()
+            s.present = s.tile.take(s.now)
         scaled = (s.present.weight @ acts[s.present.position]) * s.present.scale
         end = steps.row + steps.rows
         if steps.group == 0:

@@ -145,7 +145,7 @@ class CoreCL(Component):
         """The edge that ends a cycle."""
         s.now += 1
         while s.finished.arrived(s.now):
-            s.finished.take()
+            s.finished.take(s.now)
             s.outstanding -= 1
         accept = bool(s.command.val and s.command.rdy)
         if accept or s.outstanding:

@@ -39,8 +39,16 @@ class DelayPipe:
         """Whether the first item may be used in ``cycle``."""
         return bool(self._items) and self._items[0][0] <= cycle
 
-    def take(self) -> Any:
-        """Remove the first item."""
+    def take(self, cycle: int) -> Any:
+        """Remove the first item in ``cycle``.
+
+        Raises
+        ------
+        LookupError
+            When it may not be used yet: a block that took it would be ahead of the RTL.
+        """
+        if not self.arrived(cycle):
+            raise LookupError(f"Nothing may be taken from this link in cycle {cycle}.")
         return self._items.popleft()[1]
 
     def clear(self) -> None:

@@ -67,13 +67,13 @@ class SequencerCL(Component):
         elif s.command.val:
             s.take_command()
         while s.tile_ready.arrived(s.now):
-            s.tile_ready.take()
+            s.tile_ready.take(s.now)
             s.tiles_ready += 1
         while s.block_ready.arrived(s.now):
-            s.block_ready.take()
+            s.block_ready.take(s.now)
             s.blocks_ready += 1
         while s.half_free.arrived(s.now):
-            s.half_free.take()
+            s.half_free.take(s.now)
             s.halves_free += 1
         s.doing = s.step() if s.running else IDLE
 

@@ -53,7 +53,7 @@ class UnpackerCL(Component):
         s.left = 0  # bytes left of the section
         s.tiles_left = 0
         s.held = 0  # bytes of the last word that no section has taken yet
-        s.take = 0
+        s.take_bytes = 0  # in the next beat
         s.need = s.room = False
         s.code_free, s.value_free, s.header_free = config.code_words, config.value_words, config.header_slots
         s.in_buffer = []  # slices of code words and value words of the tiles that take up room
@@ -72,15 +72,15 @@ class UnpackerCL(Component):
         elif s.beat:
             s.move()
         while s.left_columns.arrived(s.now):
-            steps, _ = s.left_columns.take()
+            steps, _ = s.left_columns.take(s.now)
             if steps.tile_last:
                 code_words, value_words = s.in_buffer.pop(0)
                 s.code_free += code_words
                 s.value_free += value_words
                 s.header_free += 1
         if s.section != IDLE:
-            s.take = min(s.left, s.config.slice_bytes)
-            s.need = s.held < s.take
+            s.take_bytes = min(s.left, s.config.slice_bytes)
+            s.need = s.held < s.take_bytes
             s.room = s.started or (
                 s.code_free >= s.cmd.code_words and s.value_free >= s.cmd.value_words and s.header_free > 0
             )
@@ -99,8 +99,8 @@ class UnpackerCL(Component):
         if s.need:
             s.words.append([int(port) for port in s.weights.msg])
             s.held += s.config.slice_bytes
-        s.held -= s.take
-        s.left -= s.take
+        s.held -= s.take_bytes
+        s.left -= s.take_bytes
         if not s.started:
             s.started = True
             s.in_buffer.append((s.cmd.code_words, s.cmd.value_words))

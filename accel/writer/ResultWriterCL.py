@@ -90,7 +90,7 @@ class ResultWriterCL(Component):
 
     def tile_words(s):
         """Words of the output tile that all columns have finished."""
-        y = np.stack([link.take() for link in s.finished_tile], axis=1)
+        y = np.stack([link.take(s.now) for link in s.finished_tile], axis=1)
         image = pack_results(s.config, command_layout(s.config, s.cmd, 1), y, wide=bool(s.cmd.wide))
         size = s.config.result_lanes * (8 if s.cmd.wide else 4)
         return [int.from_bytes(image[i : i + size], "little") for i in range(0, len(image), size)]

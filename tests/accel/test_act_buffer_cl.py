@@ -24,7 +24,7 @@ def block_is_ready(dut: Any, cycle: int) -> bool:
         return bool(dut.block_ready)
     ready = dut.block_ready.arrived(cycle + 1)
     if ready:
-        dut.block_ready.take()
+        dut.block_ready.take(cycle + 1)
     return ready
 
 
@@ -96,7 +96,7 @@ def test_windows_of_a_group_are_its_activations(case: Any, seed: int, simulated:
     padded[:, : case.in_features] = x
     first = 0
     for command in job.commands:
-        buffer.block.post(buffer.now + 1, loader.block.take())
+        buffer.block.post(buffer.now + 1, loader.block.take(loader.now + 1))
         tokens = min(case.tokens - first, rows * command.subtiles)
         ends = [(group, row) for group in range(layout.groups) for row in range(0, tokens, rows)]
         for group, row in ends:
@@ -106,7 +106,7 @@ def test_windows_of_a_group_are_its_activations(case: Any, seed: int, simulated:
             buffer.steps.post(buffer.now + 1, steps)
             buffer.sim_tick()
             assert buffer.windows.arrived(buffer.now + 1)
-            sent, acts = buffer.windows.take()
+            sent, acts = buffer.windows.take(buffer.now + 1)
             assert sent is steps
             begin = group * layout.group
             wanted = padded[first + row : first + row + here, begin : begin + layout.group]
@@ -114,5 +114,5 @@ def test_windows_of_a_group_are_its_activations(case: Any, seed: int, simulated:
         # The block's room is there four cycles after its last step, which was sent in the cycle before.
         assert not buffer.freed.arrived(buffer.now + 2)
         assert buffer.freed.arrived(buffer.now + 3)
-        assert buffer.freed.take() == command.block_words
+        assert buffer.freed.take(buffer.now + 3) == command.block_words
         first += tokens

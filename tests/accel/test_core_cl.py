@@ -179,7 +179,7 @@ def test_cl_is_ten_times_as_fast_as_rtl_at_edge(simulated: Callable) -> None:
     for Core in (CoreRTL, CoreCL):
         core = simulated(Core(case.config))
         start = time.process_time()
-        # RTL takes seconds for these cycles: some of loading, the steps of a tile, and some of draining.
+        # RTL takes seconds for these cycles, in which a token block is loaded and a tile worked on.
         logs[Core] = drive(core, jobs_of([case]), NO_STALLS, cycles=60)
         rates[Core] = len(logs[Core]) / (time.process_time() - start)
     assert logs[CoreCL] == logs[CoreRTL]

@@ -38,7 +38,7 @@ def group_end(dut: Any, config: CoreConfig, cycle: int) -> tuple[int, ...] | Non
         return tuple(int(field) for field in (dut.group.length, dut.group.addr, dut.group.first, dut.group.done))
     if not dut.steps.arrived(cycle):
         return None
-    steps = dut.steps.take()
+    steps = dut.steps.take(cycle)
     addr = steps.row // config.rows * config.chain_rows
     return steps.length, addr, int(steps.group == 0), int(steps.out_tile_last)
 

@@ -25,7 +25,7 @@ def tile_is_ready(dut: Any, cycle: int) -> bool:
         return bool(dut.tile_ready)
     ready = dut.tile_ready.arrived(cycle + 1)
     if ready:
-        dut.tile_ready.take()
+        dut.tile_ready.take(cycle + 1)
     return ready
 
 
@@ -103,7 +103,7 @@ def test_tiles_hold_the_weights(case: Any, seed: int, simulated: Callable) -> No
         for tile in range(layout.out_tiles * layout.groups):
             out_tile, group = divmod(tile, layout.groups)
             for column, link in enumerate(dut.tile):
-                part = link.take()
+                part = link.take(dut.now + 1)
                 row = found[out_tile * layout.columns + column, group * layout.group :]
                 np.add.at(row, part.position, part.weight * part.scale)
         assert command.out_tiles == layout.out_tiles

@@ -59,7 +59,7 @@ def half_is_free(dut: Any, cycle: int) -> bool:
         return bool(dut.half_free)
     free = dut.half_free.arrived(cycle + 1)
     if free:
-        dut.half_free.take()
+        dut.half_free.take(cycle + 1)
     return free
 
 
@@ -73,7 +73,7 @@ def has_finished(dut: Any, cycle: int) -> bool:
     dut.sim_tick()
     finished = dut.finished.arrived(cycle + 2)
     if finished:
-        dut.finished.take()
+        dut.finished.take(cycle + 2)
     return finished
 
 
