@@ -291,7 +291,7 @@ class Estimates:
     workload: Workload
     trace: ModelTrace
     estimates: tuple[Estimate, ...]
-    #: Wall time of the estimate itself, without tracing the model.
+    #: Processor time of the estimate itself, without tracing the model.
     model_seconds: float
 
     @property
@@ -352,7 +352,7 @@ def estimate_model(core: str, workload: Workload, recipes: Sequence[Recipe | NMP
     chosen = [recipe if isinstance(recipe, Recipe) else Recipe.uniform(recipe) for recipe in recipes]
     traces = _traces(workload)
     trace = next(iter(traces.values()))
-    start = time.perf_counter()
+    start = time.process_time()
     attention = [work for phase, trace in traces.items() for work in attention_works(workload, phase, trace)]
     works = []
     for recipe in chosen:
@@ -371,7 +371,7 @@ def estimate_model(core: str, workload: Workload, recipes: Sequence[Recipe | NMP
         Estimate(workload, recipe, tuple(_layer_estimate(workload, work, timings) for work in column))
         for recipe, column in zip(chosen, works, strict=True)
     )
-    return Estimates(core, workload, trace, estimates, time.perf_counter() - start)
+    return Estimates(core, workload, trace, estimates, time.process_time() - start)
 
 
 def _traces(workload: Workload) -> dict[str, ModelTrace]:

@@ -232,7 +232,7 @@ def estimate_view(estimates: Estimates) -> list[RenderableType]:
         _use_table(estimates),
         "Assumptions",
         *(Text(line) for line in assumptions),
-        f"Model time: {estimates.model_seconds:.2f} s, without tracing the model.",
+        f"Model time: {estimates.model_seconds:.2f} s of the processor, without tracing the model.",
     ]
 
 

@@ -247,6 +247,8 @@ def test_every_number_has_a_source(nimble_json: Any, tiny_model: Path) -> None:
 
 
 def test_host_times_are_bytes_over_bandwidth(nimble_json: Any, tiny_model: Path) -> None:
+    fields = json.loads((tiny_model / "config.json").read_text(encoding="utf-8"))
+    (tiny_model / "config.json").write_text(json.dumps({**fields, "num_key_value_heads": 2}), encoding="utf-8")
     document = nimble_json(
         *("estimate", *SMALL, "--model", tiny_model, "--batch", 2, "--attention", "host", "--lm-head", "fp16-host"),
         *("--memory", "ddr3-1600"),
@@ -254,8 +256,8 @@ def test_host_times_are_bytes_over_bandwidth(nimble_json: Any, tiny_model: Path)
     seconds = {
         (layer["phase"], layer["name"]): layer["seconds"] for layer in layers_of(document) if layer["where"] == "host"
     }
-    # 2 blocks × 2 sequences × 4 heads × 8 values of 16 bits for each of 5 keys, then of 6 + 7 + 8.
-    key = 2 * 2 * 4 * 8 * 2 / 12.8e9
+    # 2 blocks × 2 sequences × 2 heads × 8 values of 16 bits for each of 5 keys, then of 6 + 7 + 8.
+    key = 2 * 2 * 2 * 8 * 2 / 12.8e9
     head = 32 * 96 * 2 / 12.8e9
     assert seconds == {
         ("prefill", "lm_head"): pytest.approx(head),
