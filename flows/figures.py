@@ -180,7 +180,7 @@ def causes(pattern: Mapping[str, Any], phase: str, *, share: bool) -> dict[str, 
     if share:
         ticks = {tick: f"{tick:.0%}" for tick in (0.25, 0.5, 0.75)}
     else:
-        ticks = {tick: _large(tick, digits=3) for tick in _round_steps(max(totals))}
+        ticks = {tick: _large(tick, ".3g") for tick in _round_steps(max(totals))}
     # None at the ends, where half of its label would be cut off.
     figure.update_xaxes(range=[0, 1 if share else max(totals)], tickvals=list(ticks), ticktext=list(ticks.values()))
     return dict(figure.to_dict())
@@ -275,8 +275,8 @@ def _round_steps(most: int) -> list[int]:
     return list(range(step, math.floor(last) + 1, step))
 
 
-def _large(cycles: float, *, digits: int = 4) -> str:
+def _large(cycles: float, spec: str = "#.4g") -> str:
     for power, unit in ((9, "G"), (6, "M"), (3, "k")):
         if cycles >= 10**power:
-            return f"{cycles / 10**power:.{digits}g} {unit}"
+            return f"{cycles / 10**power:{spec}} {unit}"
     return f"{cycles:,.0f}"

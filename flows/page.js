@@ -54,15 +54,18 @@ function limitLabels(around) {
     const width = around.widthOf(text);
     const level = from[1] === to[1];
     const boxes = [];
-    for (const share of level ? [1, 0.8, 0.6, 0.4, 0.2] : [0.1, 0.25, 0.4, 0.55, 0.7, 0.85]) {
+    for (const share of level ? [1, 0.8, 0.6, 0.4, 0.2] : [0.55, 0.7, 0.4, 0.25, 0.85, 0.1]) {
       const [x, y] = [from[0] + (to[0] - from[0]) * share, from[1] + (to[1] - from[1]) * share];
       for (const side of [1, -1]) {
-        boxes.push(level ? boxAround(x - width / 2, y - side * 14, width, 16) : boxAround(x + side * (12 + width / 2), y, width, 16));
+        if (level) boxes.push(boxAround(x - width / 2, y - side * 14, width, 16));
+        else boxes.push(boxAround(x + side * (12 + width / 2), y + side * 10, width, 16));
       }
     }
     const free = (box, taken) => around.isInside(box) && !taken.some((other) => boxesMeet(box, other));
     const box = boxes.find((box) => free(box, [...texts, ...around.markers, ...around.lines]))
-      ?? boxes.find((box) => free(box, texts)) ?? boxes[0];
+      ?? boxes.find((box) => free(box, [...texts, ...around.markers]))
+      ?? boxes.find((box) => free(box, texts))
+      ?? boxes[0];
     texts.push(box);
     return {
       ...around.fromPixels((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2), text, showarrow: false,
@@ -72,7 +75,7 @@ function limitLabels(around) {
   return { labels, texts };
 }
 
-/** Where a point's label may be: its box keeps off what is taken, and the line to it keeps off other texts. */
+/** Where a point's label may be: its box keeps off what is taken, and the line to it keeps off the texts. */
 function placeOf(point, width, taken, texts, around) {
   const height = 18;
   const [px, py] = point.at;
@@ -100,11 +103,12 @@ function labelsInOrder(order, limits, around) {
   for (const point of order) {
     const choices = [];
     for (const taken of [[...around.markers, ...around.lines], around.markers]) {
-      if (around.bounds.width > 520) choices.push([point.name, taken]);
-      choices.push([point.number, taken]);
+      if (around.bounds.width > 520) choices.push([point.name, taken, texts]);
+      choices.push([point.number, taken, texts]);
     }
-    for (const [rank, [text, taken]] of choices.entries()) {
-      const place = placeOf(point, around.widthOf(text), [...taken, ...texts], texts, around);
+    choices.push([point.number, [], []]); // where it is that crowded, its line may cross another label
+    for (const [rank, [text, taken, crossed]] of choices.entries()) {
+      const place = placeOf(point, around.widthOf(text), [...taken, ...texts], crossed, around);
       if (!place) continue;
       score += choices.length - rank;
       texts.push(place.box);

@@ -423,9 +423,10 @@ def _phases_panel(document: Mapping[str, Any]) -> str:
             for field, label, write in rows:
                 pill = tag(field) if field in document["sources"] else ""
                 yield _row(f"{label} {pill}", (_or_dash(totals[phase][field], write) for phase in phases))
+        yield f'<tr class="group"><th colspan="{len(phases) + 1}">Cycles by cause</th></tr>'
         for cause in CAUSE_COLOURS:
             cells = (f"{totals[phase]['counters'].get(cause, 0):,.0f}" for phase in phases)
-            yield _row(f"of them <code>{cause}</code> {tag('counters')}", cells)
+            yield _row(f"<code>{cause}</code> {tag('counters')}", cells)
 
     tables = "".join(
         f'<div data-view data-pattern="{n}"{"" if n == 0 else " hidden"}><table><thead><tr><th></th>'
