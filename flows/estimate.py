@@ -376,12 +376,17 @@ def estimate_model(core: str, workload: Workload, recipes: Sequence[Recipe | NMP
 
 def _traces(workload: Workload) -> dict[str, ModelTrace]:
     """A trace of each phase that has tokens; that of decode is its first pass."""
+    work = workload
     traces: dict[str, ModelTrace] = {}
-    if workload.prefill:
-        traces["prefill"] = trace_model(workload.model, workload.prefill, batch=workload.batch)
-    if workload.decode:
-        traces["decode"] = trace_model(workload.model, 1, batch=workload.batch, context=workload.prefill)
-    trace = next(iter(traces.values()))
+    if work.prefill:
+        traces["prefill"] = _check_length(work, trace_model(work.model, work.prefill, batch=work.batch))
+    if work.decode:
+        traces["decode"] = _check_length(work, trace_model(work.model, 1, batch=work.batch, context=work.prefill))
+    return traces
+
+
+def _check_length(workload: Workload, trace: ModelTrace) -> ModelTrace:
+    """The same trace, unless the model is made for fewer tokens than the workload has."""
     longest = trace.facts.max_position_embeddings
     tokens = workload.prefill + workload.decode
     if longest is not None and tokens > longest:
@@ -389,7 +394,7 @@ def _traces(workload: Workload) -> dict[str, ModelTrace]:
             f"prefill and decode are {tokens} tokens together; {trace.model} is made for at most {longest} "
             "(its max_position_embeddings)."
         )
-    return traces
+    return trace
 
 
 # -- from calls to cycles ------------------------------------------------------------------------------------

@@ -51,6 +51,14 @@ SMALL = ("--preset", "tiny", "--group", 16, "--prefill", 5, "--decode", 3)
             "prefill and decode are 65 tokens together; tiny is made for at most 64 (its max_position_embeddings).",
         ),
         (
+            ("--prefill", 64, "--decode", 1),
+            "prefill and decode are 65 tokens together; tiny is made for at most 64 (its max_position_embeddings).",
+        ),
+        (
+            ("--prefill", 0, "--decode", 65),
+            "prefill and decode are 65 tokens together; tiny is made for at most 64 (its max_position_embeddings).",
+        ),
+        (
             ("--pattern", "3:5"),
             "q_proj of tiny does not run on this core: Group size 16 is not a multiple of m = 5 of pattern 3:5.",
         ),
