@@ -12,8 +12,8 @@ from accel.core.CoreMsgCL import DelayPipe
 class ColumnCL(Component):
     """Gathers the activations that its weights point at, and adds the scaled partial sums to its accumulators.
 
-    Groups come from the left and leave to the right one cycle later. The arithmetic is done when the group's
-    last step reads the weight buffer; results bear the cycle in which they can be read from the accumulators.
+    Groups come from the left and leave to the right one cycle later. The arithmetic is done in the cycle
+    in which the weight buffer answers the group's last step; results bear the cycle from which on they can be read.
     """
 
     def construct(s, config: CoreConfig):
@@ -63,7 +63,7 @@ class ColumnCL(Component):
         if steps.tile_last:
             s.present = None
         if steps.out_tile_last:
-            # Four cycles to the multipliers' end, one partial of each chain a cycle, scale unit and accumulator.
+            # Decode, place and multiply; a partial of each chain a cycle; scale and accumulate: length + 4 cycles.
             s.results.post(s.now + steps.length + 5, s.sums[:end].copy())
 
     def line_trace(s):
