@@ -178,7 +178,9 @@ def test_names_are_text_and_never_markup(estimated: Any) -> None:
     assert parsed.tags.count("b") == 0
     assert hostile in parsed.text
     start = text.index('id="figures">') + len('id="figures">')
-    figures = json.loads(text[start : text.index("</script>", start)])
+    embedded = text[start : text.index("</script>", start)]
+    assert "<" not in embedded  # not even of the names, which figures escape
+    figures = json.loads(embedded)
     # Plotly reads tags in texts, which are therefore escaped once more.
     point = figures["detail"][0]["prefill"]["roofline"]["layout"]["meta"]["points"][0]
     assert point["name"].startswith("1 &lt;/script&gt;")
@@ -330,6 +332,7 @@ function state() {
     share: shown('[data-plot$=share] .barlayer .point').length,
     comparison: document.querySelectorAll('[data-plot^=comparison] .barlayer .point').length,
     tables: shown("main .scroll table").length,
+    buttons: document.querySelectorAll("main a, .modebar-btn").length,
     scroll: root.scrollWidth, width: root.clientWidth, overlaps, clipped, small, text: document.body.innerText,
   };
 }
@@ -420,6 +423,7 @@ def test_page_in_a_browser(workload: str, browser: Any, estimated: Any, tmp_path
                 len(phases) + 1
             )
             assert state["tables"] == 3
+            assert state["buttons"] == 0  # links to Plotly's makers among them
             assert state["width"] == int(width)
             assert state["scroll"] <= state["width"]
             assert state["overlaps"] == []
