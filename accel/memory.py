@@ -22,12 +22,13 @@ activations of a command, its weight tiles, the activations of the next command,
   j − depth (of those tiles up to it) was taken, by one cycle.
 * A write is issued in the cycle after the last word of its output tile has left the core.
 
-Service. The port serves one burst at a time, in order of issue; of those issued in one cycle the write comes
-first. A word takes max(1, its bytes / ``bytes_per_cycle``) cycles of the port: it is one word wide. Port time
-is exact, not rounded, from one weight tile to the next of the same output tile when nothing was served between
-them; every other burst starts in a whole cycle, rounded up. Word k = 0, 1, … of a read that starts at s
-can be taken from cycle ⌈s + (k + 1)·t⌉ + ``latency`` on, for t cycles a word; a write of n words is in memory after
-cycle ⌈s + n·t⌉. Results are always taken: as bursts are served in order of issue, few of them wait at a time.
+Service. The port serves one burst at a time, reads in order of issue and writes in order of issue, and no read
+starts while a write waits that was issued by then. (In order of issue over both, steady states took hundreds of
+output tiles to come about.) A word takes max(1, its bytes / ``bytes_per_cycle``) cycles of the port: it is one
+word wide. Port time is exact, not rounded, from one weight tile to the next of the same output tile when nothing
+was served between them; every other burst starts in a whole cycle, rounded up. Word k = 0, 1, … of a read that
+starts at s can be taken from cycle ⌈s + (k + 1)·t⌉ + ``latency`` on, for t cycles a word; a write of n words is in
+memory after cycle ⌈s + n·t⌉. Results are always taken: writes wait for one read at most, and for each other.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from accel.stream import StreamLayout
 from quant import NMPattern
 
 #: Before, and after, every cycle of a GEMM.
-_PAST, _FUTURE = -(1 << 40), 1 << 60
+_PAST, _FUTURE = -(1 << 40), 1 << 40
 
 #: Causes that the walk counts, in the order of its counters; the rest of a GEMM's cycles are idle.
 _COUNTED = ("busy", "wait_acts", "wait_weights", "wait_write", "wait_drain")
@@ -249,8 +249,6 @@ class _Walk:
         last_tokens = g.tokens - (g.blocks - 1) * block_tokens
         g.last_subtiles = -(-last_tokens // config.rows)
         g.last_rows = last_tokens - (g.last_subtiles - 1) * config.rows
-        # Output tiles after which the stream is as far into a word again.
-        g.phase = config.slice_bytes // np.gcd(g.groups * g.tile_bytes, config.slice_bytes)
         if memory is not None:
             g.depth = np.array([memory.depth(tile.tile_bytes * config.columns) for tile in tiles], np.int64)
         self.g = g
@@ -298,14 +296,9 @@ class _Walk:
             waiting = room + depth + 8
             t.next_write, t.writes, t.write_ticks = every(_FUTURE), every(_FUTURE, waiting), every(0, waiting)
             t.served, t.queued = every(0), every(0)
+        # States that a GEMM was in after an output tile of the block, and before a block; see `_skip`.
+        t.tile_states, t.block_states = (np.array([{} for _ in range(count)], object) for _ in range(2))
         self.t = t
-        t.tile_seen, t.block_seen = (np.zeros((count, 0)) for _ in range(2))
-        width = self._state(np.arange(count)).shape[1]
-        # What the GEMM was like when the last period of output tiles, or block, began: its state, next step, counters.
-        t.tile_seen = every(_FUTURE, width)
-        t.block_seen = every(_FUTURE, width + len(self._command_state(np.arange(count))[0]))
-        t.tile_mark, t.block_mark = every(0), every(0)
-        t.tile_counters, t.block_counters = every(0, len(_COUNTED)), every(0, len(_COUNTED))
 
     def run(self) -> None:
         while len(self.g.number):
@@ -341,17 +334,16 @@ class _Walk:
             loaded = load_from + words - 1
         else:
             t.issued[i] = issue = np.maximum(t.issued[i], load_from)
-            self._serve_writes(i, issue)
-            begin = self._whole(np.maximum(t.port[i], issue * self.ticks))
-            t.port[i] = begin + words * self.act_ticks
             t.follows[i] = False
+            t.port[i] = self._read_from(i, issue) + words * self.act_ticks
             loaded = self._cycle(t.port[i]) + self.memory.latency
         t.loader[i, 2] = loaded + 1
         t.acts_ready[i] = loaded + 2
         t.unpacked[i] = np.maximum(t.unpacked[i], unpack_from - 1)
         t.next_step[i] = step_from
         t.write_from[i] = write_from
-        t.tile_seen[i] = _FUTURE
+        for states in t.tile_states[i]:
+            states.clear()
 
     @staticmethod
     def _take(unit: np.ndarray, i: np.ndarray, accepted: np.ndarray) -> np.ndarray:
@@ -379,7 +371,9 @@ class _Walk:
         self.ends[number, 0] = self.ends[number, 1] = t.read[ended] + 3
         self.ends[number, 2:] = t.counters[ended]
         if self.memory is not None:
-            self._serve_writes(ended, np.full(len(ended), _FUTURE - 1))
+            waiting = ended
+            while len(waiting := waiting[t.served[waiting] < t.queued[waiting]]):
+                self._serve_write(waiting)
             self.ends[number, 1] = self._cycle(t.port[ended])
         going = np.ones(len(g.number), bool)
         going[ended] = False
@@ -438,18 +432,13 @@ class _Walk:
         some = words > 0
         ring, walked = t.takes.shape[1], t.walked[n]
         issue = np.maximum(t.issued[n], t.takes[number, (walked - g.depth[n]) % ring] + 1)
-        due = (t.next_write[n] <= issue) & some
-        if due.any():
-            i = np.flatnonzero(due)
-            self._serve_writes(i, issue[i])
-        port = np.maximum(t.port[n], issue * self.ticks)
         if group == 0:
             t.follows[n] = False
-        port = np.where(t.follows[n], port, self._whole(port))
-        last_word = self._cycle(port + words * self.weight_ticks) + memory.latency
-        early_word = self._cycle(port + (early + 1) * self.weight_ticks) + memory.latency
+        begin = self._read_from(number, issue, some)
+        last_word = self._cycle(begin + words * self.weight_ticks) + memory.latency
+        early_word = self._cycle(begin + (early + 1) * self.weight_ticks) + memory.latency
         taken = np.maximum(np.maximum(start + last_beat, last_word), early_word + last_beat - early_beat)
-        t.port[n] = np.where(some, port + words * self.weight_ticks, t.port[n])
+        t.port[n] = np.where(some, begin + words * self.weight_ticks, t.port[n])
         t.issued[n] = np.where(some, issue, t.issued[n])
         t.taken[n] = np.where(some, taken, t.taken[n])
         t.follows[n] |= some
@@ -472,7 +461,7 @@ class _Walk:
             t.next_write = np.where(t.served == t.queued, t.read + 3, t.next_write)
             t.queued += 1
         t.out_tile += 1
-        self._skip_out_tiles(np.flatnonzero((t.out_tile % g.phase == 0) & (t.out_tile < g.out_tiles)))
+        self._skip_out_tiles(np.flatnonzero(t.out_tile < g.out_tiles - 1))
 
     def _chain(self, rows: Any) -> Any:
         """Partials on a chain."""
@@ -480,20 +469,29 @@ class _Walk:
 
     # -- memory --------------------------------------------------------------------------------------------
 
-    def _serve_writes(self, i: np.ndarray, until: np.ndarray) -> None:
-        """Serve the writes of GEMMs ``i`` that were issued up to cycle ``until``."""
+    def _read_from(self, i: np.ndarray, issue: np.ndarray, some: np.ndarray | bool = True) -> np.ndarray:
+        """Tick at which reads that GEMMs ``i`` issue begin, after all writes that wait by then.
+
+        Where ``some`` is False there is no read, and writes go on waiting.
+        """
         t = self.t
         while True:
-            due = t.next_write[i] <= until
-            if not due.any():
-                return
-            i, until = i[due], until[due]
-            ring = t.writes.shape[1]
-            begin = self._whole(np.maximum(t.port[i], t.next_write[i] * self.ticks))
-            t.port[i] = begin + t.write_ticks[i, t.served[i] % ring]
-            t.follows[i] = False
-            t.served[i] += 1
-            t.next_write[i] = np.where(t.served[i] < t.queued[i], t.writes[i, t.served[i] % ring], _FUTURE)
+            begin = np.maximum(t.port[i], issue * self.ticks)
+            begin = np.where(t.follows[i], begin, self._whole(begin))
+            first = (t.next_write[i] * self.ticks <= begin) & some
+            if not first.any():
+                return begin
+            self._serve_write(i[first])
+
+    def _serve_write(self, i: np.ndarray) -> None:
+        """Serve the next write of GEMMs ``i``."""
+        t = self.t
+        ring = t.writes.shape[1]
+        begin = self._whole(np.maximum(t.port[i], t.next_write[i] * self.ticks))
+        t.port[i] = begin + t.write_ticks[i, t.served[i] % ring]
+        t.follows[i] = False
+        t.served[i] += 1
+        t.next_write[i] = np.where(t.served[i] < t.queued[i], t.writes[i, t.served[i] % ring], _FUTURE)
 
     def _cycle(self, ticks: np.ndarray) -> np.ndarray:
         """The cycle that begins at or after a tick."""
@@ -506,45 +504,75 @@ class _Walk:
     # -- steady state --------------------------------------------------------------------------------------
 
     def _skip_out_tiles(self, i: np.ndarray) -> None:
-        """Leave out the output tiles of GEMMs ``i`` that only repeat the last period of them."""
-        g, t = self.g, self.t
-        state = self._state(i)
-        repeats = (g.out_tiles[i] - t.out_tile[i]) // g.phase[i]
-        steady = (t.tile_seen[i] == state).all(axis=1) & (repeats > 0)
-        self._repeat(i[steady], repeats[steady], t.tile_mark, t.tile_counters, self.TIMES)
-        t.out_tile[i] += np.where(steady, repeats * g.phase[i], 0)
-        t.tile_seen[i], t.tile_mark[i], t.tile_counters[i] = state, t.next_step[i], t.counters[i]
+        """Leave out the output tiles of GEMMs ``i`` that only repeat what has been."""
+        t = self.t
+        t.out_tile[i] += self._skip(
+            i, self._state(i), t.out_tile[i], self.g.out_tiles[i] - t.out_tile[i], t.tile_states, self.TIMES
+        )
 
     def _skip_blocks(self, i: np.ndarray) -> None:
-        """Leave out the token blocks of GEMMs ``i`` that only repeat the last one; the very last may differ."""
-        g, t = self.g, self.t
-        state = np.concatenate([self._state(i), self._command_state(i)], axis=1)
-        repeats = g.blocks[i] - 1 - t.block[i]
-        steady = (t.block_seen[i] == state).all(axis=1) & (repeats > 0)
-        self._repeat(i[steady], repeats[steady], t.block_mark, t.block_counters, self.TIMES + self.COMMAND_TIMES)
-        t.block[i] += np.where(steady, repeats, 0)
-        t.block_seen[i], t.block_mark[i], t.block_counters[i] = state, t.next_step[i], t.counters[i]
-
-    def _repeat(
-        self, i: np.ndarray, repeats: np.ndarray, mark: np.ndarray, counters: np.ndarray, times: tuple[str, ...]
-    ) -> None:
-        """Move GEMMs ``i`` on by what happened since ``mark``, so many times."""
+        """Leave out the token blocks of GEMMs ``i`` that only repeat what has been; the very last may differ."""
         t = self.t
-        move = repeats * (t.next_step[i] - mark[i])
-        t.counters[i] += repeats[:, None] * (t.counters[i] - counters[i])
-        for name in times:
-            if hasattr(t, name):
-                values = getattr(t, name)
-                values[i] += move if values.ndim == 1 else move[:, None]
-        if self.memory is not None:
-            t.port[i] += move * self.ticks
+        state = np.concatenate([self._state(i), self._command_state(i)], axis=1)
+        left = self.g.blocks[i] - 1 - t.block[i]
+        t.block[i] += self._skip(i, state, t.block[i], left, t.block_states, self.TIMES + self.COMMAND_TIMES)
+
+    def _skip(
+        self,
+        i: np.ndarray,
+        state: np.ndarray,
+        done: np.ndarray,
+        left: np.ndarray,
+        seen: np.ndarray,
+        times: tuple[str, ...],
+    ) -> np.ndarray:
+        """Move GEMMs ``i`` on by whole periods if they have been in their state before; returns by how much.
+
+        Parameters
+        ----------
+        state
+            All that their future depends on, one row each.
+        done, left
+            Output tiles or blocks before, and from here to the last that may be left out.
+        seen
+            For each GEMM the states that it was in, by their hash: done, next step and counters then.
+        """
+        t = self.t
+        # Two sums with random factors modulo 2^64 tell states apart; that two differ and their sums do not has
+        # a chance of about 2^-126.
+        factors = np.random.default_rng(0).integers(-(1 << 63), 1 << 63, (state.shape[1], 2))
+        moves = []
+        rows = zip(
+            i.tolist(), map(tuple, (state @ factors).tolist()), done.tolist(), left.tolist(), seen[i], strict=True
+        )
+        for row, (gemm, key, before, more, states) in enumerate(rows):
+            if more <= 0:
+                continue
+            now = (before, int(t.next_step[gemm]), t.counters[gemm].copy())
+            earlier = states.setdefault(key, now)
+            repeats = more // (before - earlier[0]) if earlier is not now else 0
+            if repeats:
+                moves.append((row, repeats, before - earlier[0], now[1] - earlier[1], *(now[2] - earlier[2])))
+        skipped = np.zeros(len(i), np.int64)
+        if moves:
+            row, repeats, period, cycles, *counted = np.array(moves).T
+            skipped[row] = repeats * period
+            i, move = i[row], repeats * cycles
+            t.counters[i] += (repeats * counted).T
+            for name in times:
+                if hasattr(t, name):
+                    values = getattr(t, name)
+                    values[i] += move if values.ndim == 1 else move[:, None]
+            if self.memory is not None:
+                t.port[i] += move * self.ticks
+        return skipped
 
     def _state(self, i: np.ndarray) -> np.ndarray:
         """All that the future of GEMMs ``i`` depends on, in cycles from the next step.
 
         A time that can no longer hold anything up counts as the latest one of that kind.
         """
-        t = self.t
+        g, t = self.g, self.t
         now = t.next_step[i]
         unpacked = t.unpacked[i]
         lasts = _by_age(t.lasts, i, t.walked[i])
@@ -556,15 +584,17 @@ class _Walk:
             *(np.maximum(lasts, unpacked - self.config.columns - 1) - now),
         ]
         if self.memory is not None:
-            issued = t.issued[i]
+            port = self._cycle(t.port[i])
+            issued = np.maximum(t.issued[i], port)
             waiting = np.arange(t.writes.shape[1])[:, None]
             place = (t.served[i] + waiting) % t.writes.shape[1]
             waits = waiting < t.queued[i] - t.served[i]
             parts += [
-                np.maximum(self._cycle(t.port[i]), issued) - now,
+                np.maximum(port, np.minimum(t.issued[i], t.next_write[i])) - now,
                 issued - now,
+                g.groups[i] * g.tile_bytes[i] * t.out_tile[i] % self.config.slice_bytes,  # how far into a word
                 *(np.maximum(_by_age(t.takes, i, t.walked[i]), issued - 1) - now),
-                *np.where(waits, t.writes[i, place] - now, _PAST),
+                *np.where(waits, np.maximum(t.writes[i, place], port) - now, _PAST),
                 *np.where(waits, t.write_ticks[i, place], 0),
             ]
         return np.stack(parts, axis=1)
@@ -572,7 +602,11 @@ class _Walk:
     def _command_state(self, i: np.ndarray) -> np.ndarray:
         """The same of their commands."""
         t = self.t
-        parts = [getattr(t, name)[i] for name in self.COMMAND_TIMES]
+        accepted = t.accepted[i]
+        parts = [accepted]
+        for unit in (t.loader, t.unpacker, t.sequencer, t.writer):
+            parts += [np.maximum(unit[i, column], accepted + column) for column in range(3)]
+        parts += [np.maximum(freed[i], accepted + 3) for freed in (t.freed, t.freed_before)]
         return np.column_stack(parts) - t.next_step[i][:, None]
 
     # -- the result ----------------------------------------------------------------------------------------
@@ -595,11 +629,11 @@ class _Walk:
         if self.memory is not None:
             ports = (weights * self.weight_ticks + acts * self.act_ticks + results * g.result_ticks) / self.ticks
         timings = []
-        for (cycles, written, *counted), (ideal_cycles, *moved), port in zip(
+        for (cycles, written, *counted), (ideal_cycles, weight, act, result), port in zip(
             self.ends.tolist(), sizes[order].tolist(), ports[order].tolist(), strict=True
         ):
             counters = dict(zip(CAUSES, (cycles - sum(counted), *counted), strict=True))
-            timings.append(GemmTiming(cycles, counters, ideal_cycles, *moved, written, port))
+            timings.append(GemmTiming(cycles, counters, ideal_cycles, weight, act, result, written, port))
         return timings
 
 

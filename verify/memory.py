@@ -98,13 +98,17 @@ class StreamMemory:
         # Cycles from which the words issued and not taken yet can be taken.
         self._weights: deque[int] = deque()
         self._acts: deque[int] = deque()
+        self._acts_asked = False  # a block of activations is issued, but not on its way yet
         self._weights_taken = 0
+        # Bursts that wait for the port: reads, and each write's ticks and the cycle of its issue.
+        self._waiting: deque[_Read] = deque()
+        self._writes: deque[tuple[int, int]] = deque()
         # Port: the tick in which it is free again, and the output tile of the last burst if that was of weights.
         self._free = 0
         self._last_tile: tuple[int, int] | None = None
 
     def begin(self, cycle: int, acts_rdy: bool) -> None:
-        """Start a cycle: issue every burst that may be issued in it.
+        """Start a cycle: issue every burst that may be issued in it, and start those whose turn comes in it.
 
         Parameters
         ----------
@@ -115,19 +119,27 @@ class StreamMemory:
         """
         self._cycle = cycle
         if self._write_due:
-            self._write()
+            self._issue_write()
         if self._memory is None:
             return
-        while (read := self._next_read) is not None:
-            if read.output_tile is None:
-                if not acts_rdy or self._acts:
-                    return
-                self._acts.extend(self._arrivals(read, self._ticks.act))
-            else:
-                if self._weights_taken < read.taken_before:
-                    return
-                self._weights.extend(self._arrivals(read, self._ticks.weight))
+        while (read := self._next_read) is not None and self._may_issue(read, acts_rdy):
+            self._waiting.append(read)
+            self._acts_asked |= read.output_tile is None
             self._next_read = next(self._reads, None)
+        while self._serve_one():
+            pass
+
+    def _may_issue(self, read: _Read, acts_rdy: bool) -> bool:
+        if read.output_tile is None:
+            return acts_rdy and not self._acts and not self._acts_asked
+        return self._weights_taken >= read.taken_before
+
+    def finish(self, cycle: int) -> None:
+        """Let the writes that wait pass, from the cycle after that of the last result word on."""
+        self.begin(cycle, acts_rdy=False)
+        while self._writes:
+            cycle += 1
+            self.begin(cycle, acts_rdy=False)
 
     @property
     def weight_there(self) -> bool:
@@ -155,32 +167,52 @@ class StreamMemory:
         self._left_of_write -= 1
         self._write_due = self._left_of_write == 0
 
-    def _write(self) -> None:
+    def _issue_write(self) -> None:
         """Issue the write of the output tile that is complete."""
         words = self._write_words.popleft()
         self._left_of_write = self._write_words[0] if self._write_words else 0
         self._write_due = False
         if self._memory is None:
             self.written = self._cycle
-            return
-        self._serve(words * self._ticks.result, None)
-        self.written = -(-self._free // self._ticks.cycle)
+        else:
+            self._writes.append((words * self._ticks.result, self._cycle))
 
-    def _arrivals(self, read: _Read, word_ticks: int) -> list[int]:
-        """Serve a read; the cycle from which each of its words can be taken."""
-        start = self._serve(read.words * word_ticks, read.output_tile)
-        passed = (-(-(start + (k + 1) * word_ticks) // self._ticks.cycle) for k in range(read.words))
-        return [cycle + self._latency for cycle in passed]
+    def _serve_one(self) -> bool:
+        """Start the burst whose turn it is, if it starts within this cycle."""
+        if self._writes:
+            # A write that waits goes before every read.
+            ticks, issued = self._writes[0]
+            start = max(self._whole(self._free), issued * self._ticks.cycle)
+            if not self._starts_now(start):
+                return False
+            self._writes.popleft()
+            self._free, self._last_tile = start + ticks, None
+            self.written = self._whole(self._free) // self._ticks.cycle
+            return True
+        if not self._waiting:
+            return False
+        read = self._waiting[0]
+        follows = read.output_tile is not None and read.output_tile == self._last_tile
+        # It was issued by now; had it been able to start before this cycle, it would have.
+        start = max(self._free if follows else self._whole(self._free), self._cycle * self._ticks.cycle)
+        if not self._starts_now(start):
+            return False
+        self._waiting.popleft()
+        if read.output_tile is None:
+            self._acts_asked, words, word_ticks = False, self._acts, self._ticks.act
+        else:
+            words, word_ticks = self._weights, self._ticks.weight
+        for k in range(1, read.words + 1):
+            words.append(self._whole(start + k * word_ticks) // self._ticks.cycle + self._latency)
+        self._free, self._last_tile = start + read.words * word_ticks, read.output_tile
+        return True
 
-    def _serve(self, ticks: int, output_tile: tuple[int, int] | None) -> int:
-        """Occupy the port with a burst that is issued in this cycle; the tick in which it starts."""
-        free = self._free
-        if output_tile is None or output_tile != self._last_tile:
-            free = -(-free // self._ticks.cycle) * self._ticks.cycle
-        start = max(free, self._cycle * self._ticks.cycle)
-        self._free = start + ticks
-        self._last_tile = output_tile
-        return start
+    def _starts_now(self, start: int) -> bool:
+        return start < (self._cycle + 1) * self._ticks.cycle
+
+    def _whole(self, ticks: int) -> int:
+        """The first tick from this one on at which a cycle begins."""
+        return -(-ticks // self._ticks.cycle) * self._ticks.cycle
 
 
 def _reads(config: CoreConfig, commands: list[Command], depth: int) -> Iterator[_Read]:

@@ -194,7 +194,7 @@ def drive(
 
         core.sim_tick()
         cycle += 1
-    environment.begin(cycle, False)
+    environment.finish(cycle)
     assert environment.written is not None
     counters = {cause: int(count) for cause, count in zip(CAUSES, core.counters, strict=True)}
     return LevelRun(bytes(image), sum(counters.values()), counters, tuple(word_cycles), environment.written)

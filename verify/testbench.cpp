@@ -91,36 +91,19 @@ public:
           commands_(commands),
           weight_words_(weight_words) {}
 
-    // Issue what may be issued in this cycle.
+    // Issue what may be issued in this cycle, and start the bursts whose turn comes in it.
     void begin(uint64_t cycle, bool acts_rdy) {
         if (write_due_) {
-            serve(cycle, Ticks(write_words_) * memory_.result_ticks, NEVER);
-            written = ceil_div(free_, memory_.cycle_ticks);
+            writes_.push_back({Ticks(write_words_) * memory_.result_ticks, Ticks(cycle) * memory_.cycle_ticks});
             write_due_ = false;
         }
-        const uint64_t tiles = memory_.out_tiles * memory_.groups;
-        while (command_ < commands_) {
-            if (!acts_issued_) {
-                if (!acts_rdy || !acts.empty()) return;
-                const uint64_t words = memory_.act_words[command_];
-                acts.add(serve(cycle, Ticks(words) * memory_.act_ticks, NEVER), words);
-                acts_issued_ = true;
-            }
-            for (; tile_ < tiles; ++tile_) {
-                const uint64_t words = words_to(tile_) - (tile_ ? words_to(tile_ - 1) : 0);
-                if (!words) continue;
-                const uint64_t index = command_ * tiles + tile_;
-                if (index >= memory_.depth) {
-                    const uint64_t before = index - memory_.depth;
-                    if (weights.taken < before / tiles * weight_words_ + words_to(before % tiles)) return;
-                }
-                const uint64_t out_tile = index / memory_.groups;
-                weights.add(serve(cycle, Ticks(words) * memory_.weight_ticks, out_tile), words);
-            }
-            tile_ = 0;
-            acts_issued_ = false;
-            ++command_;
-        }
+        issue_reads(acts_rdy);
+        while (serve_one(cycle)) {}
+    }
+    // Let the writes that wait pass, from the cycle after that of the last result word on.
+    void finish(uint64_t cycle) {
+        do begin(cycle++, false);
+        while (!writes_.empty());
     }
     // A result word left in this cycle.
     void take_result() {
@@ -138,21 +121,71 @@ private:
     // Weight words of a command up to the end of a tile.
     uint64_t words_to(uint64_t tile) const { return ((tile + 1) * memory_.tile_bytes + SLICE_BYTES - 1) / SLICE_BYTES; }
 
-    // Occupy the port; the tick in which the burst starts. `out_tile` counts over all commands, NEVER = not weights.
-    Ticks serve(uint64_t cycle, Ticks ticks, uint64_t out_tile) {
-        const bool goes_on = out_tile != NEVER && out_tile == last_out_tile_;
-        const Ticks free = goes_on ? free_ : Ticks(ceil_div(free_, memory_.cycle_ticks)) * memory_.cycle_ticks;
-        const Ticks issued = Ticks(cycle) * memory_.cycle_ticks;
-        const Ticks start = free > issued ? free : issued;
-        free_ = start + ticks;
-        last_out_tile_ = out_tile;
-        return start;
+    void issue_reads(bool acts_rdy) {
+        const uint64_t tiles = memory_.out_tiles * memory_.groups;
+        while (command_ < commands_) {
+            if (!acts_issued_) {
+                if (!acts_rdy || !acts.empty() || acts_wait_) return;
+                reads_.push_back({memory_.act_words[command_], NEVER});
+                acts_wait_ = acts_issued_ = true;
+            }
+            for (; tile_ < tiles; ++tile_) {
+                const uint64_t words = words_to(tile_) - (tile_ ? words_to(tile_ - 1) : 0);
+                if (!words) continue;
+                const uint64_t index = command_ * tiles + tile_;
+                if (index >= memory_.depth) {
+                    const uint64_t before = index - memory_.depth;
+                    if (weights.taken < before / tiles * weight_words_ + words_to(before % tiles)) return;
+                }
+                reads_.push_back({words, index / memory_.groups});
+            }
+            tile_ = 0;
+            acts_issued_ = false;
+            ++command_;
+        }
+    }
+    // Start the burst whose turn it is, if it starts within this cycle; a write that waits goes before every read.
+    bool serve_one(uint64_t cycle) {
+        const Ticks now = Ticks(cycle) * memory_.cycle_ticks, next = now + memory_.cycle_ticks;
+        const Ticks whole = Ticks(ceil_div(free_, memory_.cycle_ticks)) * memory_.cycle_ticks;
+        if (!writes_.empty()) {
+            const Write write = writes_.front();
+            const Ticks start = whole > write.issued ? whole : write.issued;
+            if (start >= next) return false;
+            writes_.pop_front();
+            free_ = start + write.ticks;
+            last_out_tile_ = NEVER;
+            written = ceil_div(free_, memory_.cycle_ticks);
+            return true;
+        }
+        if (reads_.empty()) return false;
+        const Read read = reads_.front();
+        const bool is_acts = read.out_tile == NEVER;
+        const Ticks free = !is_acts && read.out_tile == last_out_tile_ ? free_ : whole;
+        const Ticks start = free > now ? free : now;
+        if (start >= next) return false;
+        reads_.pop_front();
+        if (is_acts) acts_wait_ = false;
+        (is_acts ? acts : weights).add(start, read.words);
+        free_ = start + Ticks(read.words) * (is_acts ? memory_.act_ticks : memory_.weight_ticks);
+        last_out_tile_ = read.out_tile;
+        return true;
     }
 
+    struct Read {
+        uint64_t words;
+        uint64_t out_tile;  // of weights, counted over all commands; NEVER = activations
+    };
+    struct Write {
+        Ticks ticks;
+        Ticks issued;
+    };
     const Memory& memory_;
     const uint64_t commands_, weight_words_;
     uint64_t command_ = 0, tile_ = 0;  // of the next read
-    bool acts_issued_ = false;
+    bool acts_issued_ = false, acts_wait_ = false;  // acts_wait_: issued, but not on their way yet
+    std::deque<Read> reads_;    // wait for the port
+    std::deque<Write> writes_;
     uint64_t result_words_ = 0, written_tiles_ = 0, write_words_ = 0;
     bool write_due_ = false;
     Ticks free_ = 0;
@@ -272,7 +305,7 @@ int nimble_run(Job* job) {
     }
     *job->progress = got;
     job->cycles = cycle;
-    if (timed) port.begin(cycle, false);
+    if (timed) port.finish(cycle);
     job->written = timed ? port.written : cycle;
     for (int i = 0; i < CAUSES; ++i) job->counters[i] = top->COUNTERS[i];
     top->final();
