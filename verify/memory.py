@@ -89,6 +89,8 @@ class StreamMemory:
         self._write_due = False
         #: Cycle after which all results so far are in memory; None before the first output tile.
         self.written: int | None = None
+        # Writes that wait for the port: ticks, and cycle of issue.
+        self._writes: deque[tuple[int, int]] = deque()
         if memory is None:
             return
         self._ticks = ticks_of(config, commands, memory)
@@ -100,9 +102,7 @@ class StreamMemory:
         self._acts: deque[int] = deque()
         self._acts_asked = False  # a block of activations is issued, but not on its way yet
         self._weights_taken = 0
-        # Bursts that wait for the port: reads, and each write's ticks and the cycle of its issue.
-        self._waiting: deque[_Read] = deque()
-        self._writes: deque[tuple[int, int]] = deque()
+        self._waiting: deque[_Read] = deque()  # for the port
         # Port: the tick in which it is free again, and the output tile of the last burst if that was of weights.
         self._free = 0
         self._last_tile: tuple[int, int] | None = None

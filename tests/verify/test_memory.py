@@ -143,6 +143,37 @@ def test_a_write_is_served_before_reads_of_its_cycle_and_delays_them():
     assert busy.weights == list(range(49, 61)) + list(range(67, 79))
 
 
+def test_a_write_goes_before_reads_that_wait_but_not_into_one():
+    # Activations until 64, then four tiles of 24 cycles, all of them issued in cycle 0.
+    job, memory = commands(out_features=4), Memory(1)
+    core = Greedy(TINY, job, memory).run(300, results_in=(90, 91))
+    # Issued in 92, while the second tile passes: two words of 4 cycles from 112 on.
+    assert core.environment.written == 120
+    assert core.weights == list(range(68, 113, 4)) + list(range(124, 169, 4))
+
+
+def test_no_read_comes_between_writes_that_wait():
+    core = Greedy(TINY, commands(out_features=4), Memory(1)).run(300, results_in=(90, 91, 94, 95))
+    assert core.environment.written == 128
+    assert core.weights == list(range(68, 113, 4)) + list(range(132, 177, 4))
+
+
+@pytest.mark.parametrize(
+    ("results", "written", "second_tile"),
+    [
+        # Issued in 34: the second tile, which could start at 34 1/2, waits until 38.
+        ((32, 33), 38, [40, 41, 43, 44, 46, 47]),
+        # Issued in 35: the second tile has started, and passes until 43 1/2.
+        ((33, 34), 47, [36, 38, 39, 41, 42, 44]),
+    ],
+)
+def test_a_write_that_waits_for_a_whole_cycle_holds_back_a_read(results, written, second_tile):
+    # 7 words of 3/2 cycles from 24 on, then 6.
+    core = Greedy(TINY, commands(asymmetric=True), Memory(Fraction(8, 3))).run(80, results_in=results)
+    assert core.weights == [26, 27, 29, 30, 32, 33, 35] + second_tile
+    assert core.environment.written == written
+
+
 def test_a_write_between_two_tiles_cuts_exact_port_time():
     # Four tiles of one output tile, 13 bytes each: 7, 6, 7 and 6 words of 4/3 cycles. Two are in flight.
     job = commands(in_features=128, asymmetric=True)
@@ -161,6 +192,14 @@ def test_a_write_is_in_memory_after_a_whole_cycle():
     # Two words of 4/3 cycles; the port is free since 16 + 64/3 cycles.
     core = Greedy(TINY, commands(), Memory(3)).run(80, results_in=(60, 61))
     assert core.environment.written == 62 + 3
+
+
+def test_the_last_writes_pass_after_the_last_result_word():
+    # Writes of 2 × 4 cycles, one behind the other; the last one is issued when the core is through.
+    core = Greedy(TINY, commands(out_features=6), Memory(1)).run(400, results_in=(350, 351, 396, 397, 398, 399))
+    assert core.environment.written == 398 + 8
+    core.environment.finish(400)
+    assert core.environment.written == 398 + 8 + 8
 
 
 def test_tiles_without_a_word_have_no_burst_but_count():
@@ -187,6 +226,7 @@ def test_a_tile_without_a_word_holds_nothing_back():
 def test_without_a_memory_port_words_are_there_and_results_are_in_memory_at_once():
     job = commands()
     core = Greedy(TINY, job, None).run(20, results_in=(7, 9))
+    core.environment.finish(20)
     assert core.weights == core.acts == list(range(20))
     assert core.environment.written == 10
 
