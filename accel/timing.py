@@ -46,6 +46,9 @@ from quant import NMPattern
 #: Before, and after, every cycle of a GEMM.
 _PAST, _FUTURE = -(1 << 40), 1 << 40
 
+#: In place of a run's number: the period of a state is the same in all.
+_ANY_RUN = -1
+
 #: Causes that the walk counts, in the order of its counters; the rest of a GEMM's cycles are idle.
 _COUNTED = ("busy", "wait_acts", "wait_weights", "wait_write", "wait_drain")
 _BUSY, _ACTS, _WEIGHTS, _WRITE, _DRAIN = range(len(_COUNTED))
@@ -296,7 +299,7 @@ class _Walk:
             waiting = room + depth + 8
             t.next_write, t.writes, t.write_ticks = every(_FUTURE), every(_FUTURE, waiting), every(0, waiting)
             t.served, t.queued = every(0), every(0)
-        # States that a GEMM was in after an output tile of the block, and before a block; see `_skip`.
+        # States that a GEMM was in after an output tile, and before a token block; see `_skip`.
         t.tile_states, t.block_states = (np.array([{} for _ in range(count)], object) for _ in range(2))
         self.t = t
 
@@ -342,8 +345,6 @@ class _Walk:
         t.unpacked[i] = np.maximum(t.unpacked[i], unpack_from - 1)
         t.next_step[i] = step_from
         t.write_from[i] = write_from
-        for states in t.tile_states[i]:
-            states.clear()
 
     @staticmethod
     def _take(unit: np.ndarray, i: np.ndarray, accepted: np.ndarray) -> np.ndarray:
@@ -506,21 +507,24 @@ class _Walk:
     def _skip_out_tiles(self, i: np.ndarray) -> None:
         """Leave out the output tiles of GEMMs ``i`` that only repeat what has been."""
         t = self.t
-        t.out_tile[i] += self._skip(
-            i, self._state(i), t.out_tile[i], self.g.out_tiles[i] - t.out_tile[i], t.tile_states, self.TIMES
-        )
+        state = np.column_stack([self._state(i), t.subtiles[i], t.rows[i]])
+        left = self.g.out_tiles[i] - t.out_tile[i]
+        t.out_tile[i] += self._skip(i, state, t.block[i], t.out_tile[i], left, t.tile_states, self.TIMES)
 
     def _skip_blocks(self, i: np.ndarray) -> None:
         """Leave out the token blocks of GEMMs ``i`` that only repeat what has been; the very last may differ."""
         t = self.t
         state = np.concatenate([self._state(i), self._command_state(i)], axis=1)
         left = self.g.blocks[i] - 1 - t.block[i]
-        t.block[i] += self._skip(i, state, t.block[i], left, t.block_states, self.TIMES + self.COMMAND_TIMES)
+        whole = np.zeros(len(i), np.int64)
+        times = self.TIMES + self.COMMAND_TIMES
+        t.block[i] += self._skip(i, state, whole, t.block[i], left, t.block_states, times)
 
     def _skip(
         self,
         i: np.ndarray,
         state: np.ndarray,
+        run: np.ndarray,
         done: np.ndarray,
         left: np.ndarray,
         seen: np.ndarray,
@@ -532,27 +536,32 @@ class _Walk:
         ----------
         state
             All that their future depends on, one row each.
+        run
+            Which run of output tiles or blocks without a break this is.
         done, left
-            Output tiles or blocks before, and from here to the last that may be left out.
+            Output tiles or blocks of the run before, and from here to the last that may be left out.
         seen
-            For each GEMM the states that it was in, by their hash: done, next step and counters then.
+            For each GEMM the states that it was in, by their hash. With a state that came again in one run, the
+            period in which it does; with any other the run, and done, next step and counters then.
         """
         t = self.t
         # Two sums with random factors modulo 2^64 tell states apart; that two differ and their sums do not has
         # a chance of about 2^-126.
         factors = np.random.default_rng(0).integers(-(1 << 63), 1 << 63, (state.shape[1], 2))
         moves = []
-        rows = zip(
-            i.tolist(), map(tuple, (state @ factors).tolist()), done.tolist(), left.tolist(), seen[i], strict=True
-        )
-        for row, (gemm, key, before, more, states) in enumerate(rows):
+        keys = map(tuple, (state @ factors).tolist())
+        stands = np.column_stack([done, t.next_step[i], t.counters[i]])
+        rows = zip(keys, run.tolist(), left.tolist(), stands, seen[i], strict=True)
+        for row, (key, this_run, more, stand, states) in enumerate(rows):
             if more <= 0:
                 continue
-            now = (before, int(t.next_step[gemm]), t.counters[gemm].copy())
-            earlier = states.setdefault(key, now)
-            repeats = more // (before - earlier[0]) if earlier is not now else 0
-            if repeats:
-                moves.append((row, repeats, before - earlier[0], now[1] - earlier[1], *(now[2] - earlier[2])))
+            earlier_run, period = states.get(key, (None, None))
+            if earlier_run == this_run:
+                earlier_run, period = states[key] = (_ANY_RUN, stand - period)
+            if earlier_run != _ANY_RUN:
+                states[key] = (this_run, stand)
+            elif repeats := more // period[0]:
+                moves.append((row, repeats, *period))
         skipped = np.zeros(len(i), np.int64)
         if moves:
             row, repeats, period, cycles, *counted = np.array(moves).T

@@ -1,6 +1,8 @@
-"""Speed of the simulations: our verilated core beside PyMTL3's own Verilator import of the same core.
+"""Speed of the simulations and of the timing model.
 
-Timings belong to the machine and its load; results are held against PyTorch's all the same.
+Our verilated core stands beside PyMTL3's own Verilator import of the same core, and the cycle level beside RTL, both
+in PyMTL3's Python simulation. Timings belong to the machine and its load; results are held against PyTorch's all
+the same.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from pymtl3.passes.backends.verilog import (
 
 from accel.config import CoreConfig
 from accel.core.CoreRTL import CoreRTL
+from accel.memory import Memory
 from accel.naming import module_name
-from accel.stream import pack
+from accel.stream import StreamLayout, layout_for, pack
+from accel.timing import gemm_timings
 from flows.info import pattern_name
+from flows.memories import CLOCK_MHZ, DEFAULT_MEMORY, MEMORIES
 from flows.simulate import LayerGemm, build_model
 from flows.terminal import progress
 from quant import NMPattern
@@ -33,14 +38,21 @@ from verify.gemm import GemmJob, execute
 from verify.rtl import LevelRun, drive
 from verify.toolchain import activated, find_verilator
 
-#: What the ratio of the two simulations shall be at least.
+#: What our verilated core shall be at least beside the import, and the cycle level beside RTL.
 TARGET_RATIO = 10
+
+#: Distinct layer shapes that the timing model is timed on, and how many a second it shall do.
+SHAPES = 10_000
+TARGET_SHAPES_PER_SECOND = 10_000
 
 #: Each part runs this often; the median counts.
 REPEATS = 3
 
-#: Output tiles of the run that the import takes part in, as it is slow.
+#: Output tiles of the run that the import and the cycle level take part in, as they are slow.
 SHORT_TILES = 4
+
+#: Input features of the run that RTL in Python takes part in, of one output tile: it is slower still.
+BRIEF_FEATURES = 512
 
 Result = TypeVar("Result")
 
@@ -85,9 +97,15 @@ class Benchmark:
     gemm: LayerGemm
     verilated: TimedPart
     imported: TimedPart
+    #: The cycle level and RTL, simulated in Python.
+    cycle_level: TimedPart
+    rtl: TimedPart
     others: tuple[TimedPart, ...]
     #: Wall time of building PyMTL3's import.
     import_build_seconds: float
+    #: Wall time of the timing model for `SHAPES` layers: streams that never hold back, and behind a memory.
+    timing_seconds: float
+    memory_timing_seconds: float
 
     @property
     def ratio(self) -> float:
@@ -95,9 +113,19 @@ class Benchmark:
         return self.speed(self.verilated) / self.speed(self.imported)
 
     @property
+    def cycle_level_ratio(self) -> float:
+        """How many times faster the cycle level is than RTL, in cycles per second of Python simulation."""
+        return self.speed(self.cycle_level) / self.speed(self.rtl)
+
+    @property
+    def parts(self) -> tuple[TimedPart, ...]:
+        """All that ran a GEMM."""
+        return (self.verilated, self.imported, self.cycle_level, self.rtl, *self.others)
+
+    @property
     def match(self) -> bool:
         """Whether every result of every part is PyTorch's."""
-        return all(part.match is not False for part in (self.verilated, self.imported, *self.others))
+        return all(part.match is not False for part in self.parts)
 
     @staticmethod
     def speed(part: TimedPart) -> float:
@@ -118,8 +146,14 @@ class Benchmark:
             "ratio": self.ratio,
             "target_ratio": TARGET_RATIO,
             "import_build_seconds": self.import_build_seconds,
+            "cycle_level_ratio": self.cycle_level_ratio,
+            "timing_shapes": SHAPES,
+            "timing_shapes_per_second": SHAPES / self.timing_seconds,
+            "timing_shapes_per_second_with_memory": SHAPES / self.memory_timing_seconds,
+            "timing_memory": DEFAULT_MEMORY,
+            "target_shapes_per_second": TARGET_SHAPES_PER_SECOND,
             "repeats": REPEATS,
-            "runs": [part.document() for part in (self.verilated, self.imported, *self.others)],
+            "runs": [part.document() for part in self.parts],
         }
 
 
@@ -140,7 +174,8 @@ def benchmark(core: str, config: CoreConfig, in_features: int, out_features: int
     """
     gemm = LayerGemm(config, tokens, in_features, out_features, NMPattern(2, 4))
     short = replace(gemm, out_features=min(out_features, SHORT_TILES * config.columns))
-    for sizes in (gemm, short):
+    brief = replace(gemm, in_features=min(in_features, BRIEF_FEATURES), out_features=min(out_features, config.columns))
+    for sizes in (gemm, short, brief):
         sizes.check()
     with progress("Building our verilated core (the first time takes about a minute)"):
         build_model(config, ["verilog"])
@@ -156,6 +191,16 @@ def benchmark(core: str, config: CoreConfig, in_features: int, out_features: int
         verilated_seconds, verilated = _median_of(lambda: execute(job, "verilog"))
         imported_seconds, imported = _median_of(lambda: _run_import(imported_core, short_job))
         short_golden = execute(short_job, "golden")
+        cycle_level_seconds, cycle_level = _median_of(lambda: execute(short_job, "cl"))
+    brief_job = brief.prepare()
+    with progress("Timing RTL in Python"):
+        build_model(config, ["rtl"])
+        start = time.perf_counter()
+        rtl = execute(brief_job, "rtl")
+        rtl_seconds = time.perf_counter() - start
+    with progress("Timing the timing model"):
+        timing_seconds = _time_shapes(config, None)
+        memory_timing_seconds = _time_shapes(config, MEMORIES[DEFAULT_MEMORY].at_clock(CLOCK_MHZ))
 
     def part(name: str, sizes: LayerGemm, seconds: float, **facts: Any) -> TimedPart:
         return TimedPart(name, sizes.in_features, sizes.out_features, seconds, **facts)
@@ -177,13 +222,47 @@ def benchmark(core: str, config: CoreConfig, in_features: int, out_features: int
             cycles=imported.cycles,
             match=bool(np.array_equal(short_job.results(imported.image), short_golden.y)),
         ),
+        part(
+            "cycle level in Python",
+            short,
+            cycle_level_seconds,
+            cycles=cycle_level.cycles,
+            match=bool(np.array_equal(cycle_level.y, short_golden.y)),
+        ),
+        part(
+            "RTL in Python",
+            brief,
+            rtl_seconds,
+            cycles=rtl.cycles,
+            match=bool(np.array_equal(rtl.y, execute(brief_job, "golden").y)),
+        ),
         (
             part("functional level", gemm, fl_seconds, match=bool(np.array_equal(fl.y, golden.y))),
             part("golden (PyTorch)", gemm, golden_seconds),
             part("pack", gemm, pack_seconds),
         ),
         build_seconds,
+        timing_seconds,
+        memory_timing_seconds,
     )
+
+
+def _time_shapes(config: CoreConfig, memory: Memory | None) -> float:
+    """Wall time of the timing model, layouts included, for `SHAPES` distinct layers of all widths."""
+    rng = np.random.default_rng(0)
+    patterns = [NMPattern.parse(pattern) for pattern in ("dense", "2:4", "4:8", "3:4", "1:4")]
+    group = min(128, config.group_max)
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < SHAPES:
+        size = (int(rng.integers(1, high + 1)) for high in (config.k_max // group * group, 32_000, 300))
+        drawn.add((int(rng.integers(len(patterns))), *size))
+    start = time.perf_counter()
+    gemms: list[tuple[StreamLayout, int]] = [
+        (layout_for(config, patterns[pattern], out_features, in_features, group), tokens)
+        for pattern, in_features, out_features, tokens in sorted(drawn)
+    ]
+    gemm_timings(config, gemms, memory=memory)
+    return time.perf_counter() - start
 
 
 def import_core(config: CoreConfig) -> Any:

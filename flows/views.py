@@ -416,6 +416,10 @@ def bench_view(benchmark: Benchmark) -> list[RenderableType]:
         f"Our verilated core simulates {document['ratio']:.1f}× as many cycles per second as PyMTL3's "
         f"Verilator import of the same core, in the same process; that import took "
         f"{document['import_build_seconds']:.0f} s to build.",
+        f"In Python the cycle level simulates {document['cycle_level_ratio']:,.0f}× as many cycles per second as RTL.",
+        f"The timing model takes {document['timing_shapes_per_second']:,.0f} distinct layer shapes a second with "
+        f"streams that never hold back, {document['timing_shapes_per_second_with_memory']:,.0f} behind "
+        f"{document['timing_memory']}.",
     ]
 
 

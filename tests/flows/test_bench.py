@@ -19,14 +19,22 @@ def test_keys_and_what_is_compared(nimble_json: Any) -> None:
     assert list(runs) == [
         "our verilated core",
         "PyMTL3's import",
+        "cycle level in Python",
+        "RTL in Python",
         "functional level",
         "golden (PyTorch)",
         "pack",
     ]
     assert runs["our verilated core"]["out_features"] == 12
     assert runs["PyMTL3's import"]["out_features"] == 8  # a shortened run
-    assert [run["match"] for run in runs.values()] == [True, True, True, None, None]
-    assert runs["our verilated core"]["cycles"] > runs["PyMTL3's import"]["cycles"] > 0
+    assert [run["match"] for run in runs.values()] == [True, True, True, True, True, None, None]
+    assert runs["our verilated core"]["cycles"] > runs["PyMTL3's import"]["cycles"] > runs["RTL in Python"]["cycles"]
+    assert runs["cycle level in Python"]["cycles"] == runs["PyMTL3's import"]["cycles"]
+    assert runs["RTL in Python"]["out_features"] == 2  # one output tile
+    speeds = [runs[part]["cycles_per_second"] for part in ("cycle level in Python", "RTL in Python")]
+    assert document["cycle_level_ratio"] == speeds[0] / speeds[1]
+    assert document["timing_shapes_per_second"] > 0
+    assert document["timing_shapes_per_second_with_memory"] > 0
     assert all(run["seconds"] > 0 for run in runs.values())
     assert list(Path().iterdir()) == []
 
