@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flows.attention import nibbles
-from flows.trace import ModelTrace
+from flows.model_trace import ModelTrace
 from flows.workload import Workload
 
 

@@ -21,7 +21,7 @@ from accel.stream import StreamLayout, layout_for, tile_group
 from quant import NMPattern
 
 if TYPE_CHECKING:
-    from flows.trace import AttentionProduct
+    from flows.model_trace import AttentionProduct
 
 #: Where attention's products run, and with how many bits of a key or a value.
 ATTENTIONS = ("core-int8", "core-int4", "host", "skip")

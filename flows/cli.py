@@ -92,7 +92,8 @@ def trace(
     transformers builds the model without weights, so no checkpoint is needed. Prefill is T tokens at context 0,
     decode one token at a context.
     """
-    from flows.trace import read_trace, save_trace
+    from flows.model_trace import save_trace
+    from flows.trace import read_trace
     from flows.views import trace_view
 
     with progress(f"Tracing {model}"):

@@ -9,9 +9,10 @@ from typing import Any
 from accel.config import load_preset
 from accel.timing import GemmTiming, gemm_timing
 from flows.estimate import Estimates, estimate_model
+from flows.model_trace import LinearLayer, ModelTrace
 from flows.simulate import LayerGemm, Simulation, layer_gemm, simulate
 from flows.terminal import progress
-from flows.trace import LinearLayer, ModelTrace, trace_model
+from flows.trace import trace_model
 from flows.workload import Workload
 from quant import NMPattern
 

@@ -26,8 +26,9 @@ from accel.causes import CAUSES
 from accel.timing import GemmTiming, gemm_timings
 from flows.assumptions import assumptions
 from flows.info import multipliers
+from flows.model_trace import ModelTrace
 from flows.recipe import Recipe
-from flows.trace import ModelTrace, trace_model
+from flows.trace import trace_model
 from flows.workload import Gemm, Work, Workload, attention_works, linear_works
 from quant import NMPattern
 

@@ -25,7 +25,7 @@ from flows.info import pattern_name
 from quant import NMPattern
 
 if TYPE_CHECKING:
-    from flows.trace import LinearLayer
+    from flows.model_trace import LinearLayer
 
 if sys.version_info >= (3, 11):
     import tomllib

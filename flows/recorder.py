@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from flows.trace import AttentionProduct, CachedLayer, LinearLayer
+from flows.model_trace import AttentionProduct, CachedLayer, LinearLayer
 
 _ATEN = torch.ops.aten
 

@@ -14,8 +14,8 @@ from accel.command import commands_for
 from accel.config import CoreConfig
 from accel.stream import layout_for
 from flows.info import FP16_BITS, multipliers, pattern_name
+from flows.model_trace import LinearLayer
 from flows.terminal import progress
-from flows.trace import LinearLayer
 from quant import NMPattern, prune_magnitude, quantize_rtn
 from verify.gemm import LEVELS, TIMED_LEVELS, GemmJob, GemmRun, execute, prepare
 

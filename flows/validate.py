@@ -17,9 +17,10 @@ from accel.config import CoreConfig
 from accel.timing import gemm_timing
 from flows.atomic_file import write_text
 from flows.info import pattern_name
+from flows.model_trace import LinearLayer
 from flows.simulate import LayerGemm, build_model
 from flows.terminal import ProgressBar, progress
-from flows.trace import LinearLayer, trace_model
+from flows.trace import trace_model
 from quant import NMPattern
 from verify.gemm import execute
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from flows.demo import Demonstration, MatrixRun
     from flows.estimate import Estimate, Estimates, Total
     from flows.info import PatternFacts
+    from flows.model_trace import ModelTrace
     from flows.simulate import LayerSimulation, Simulation
-    from flows.trace import ModelTrace
     from flows.verify import Verification
 
 

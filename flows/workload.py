@@ -16,8 +16,8 @@ from accel.stream import StreamLayout, layout_for
 from flows.attention import ATTENTIONS, host_bytes, nibbles, product_layouts, product_shape
 from flows.info import pattern_name
 from flows.memories import Clock, MemorySystem, choose_clock, choose_memory
+from flows.model_trace import AttentionProduct, LinearLayer, ModelTrace
 from flows.recipe import Recipe
-from flows.trace import AttentionProduct, LinearLayer, ModelTrace
 from quant import NMPattern
 
 #: What is done with the layers outside the blocks: nearly always ``lm_head`` alone.

@@ -21,8 +21,8 @@ import typer
 from typer.testing import CliRunner
 
 from flows import cli, terminal
+from flows.model_trace import load_trace
 from flows.terminal import Command, JsonFlag, Report
-from flows.trace import load_trace
 
 ROOT = Path(cli.__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "pymtl3", "transformers", "hypothesis", "rich")

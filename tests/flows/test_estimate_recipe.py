@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.model_trace import LinearLayer
 from flows.recipe import Recipe, Rule
-from flows.trace import LinearLayer
 from quant import NMPattern
 
 SMALL = ("--preset", "tiny", "--group", 16, "--prefill", 3, "--decode", 2)

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.model_trace import CachedLayer, MacsPerToken, ModelTrace
 from flows.recorder import Pass, record_pass
-from flows.trace import CachedLayer, MacsPerToken, ModelTrace, trace_model
+from flows.trace import trace_model
 
 LONGEST = 64
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from flows.atomic_file import write_text
-from flows.trace import (
-    NAMED_MODELS,
+from flows.model_trace import (
     AttentionProduct,
     CachedLayer,
     DistinctLayer,
@@ -22,10 +21,9 @@ from flows.trace import (
     ModelFacts,
     ModelTrace,
     load_trace,
-    read_trace,
     save_trace,
-    trace_model,
 )
+from flows.trace import NAMED_MODELS, read_trace, trace_model
 
 TINY_LLAMA = {
     "model_type": "llama",
