@@ -25,6 +25,9 @@ from flows.memories import Clock, MemorySystem, choose_clock
 from flows.scalesim import CLOSED_FORMS, Array, ArrayCycles, ClosedForm, kept_inputs
 from quant import NMPattern
 
+SCHEMA = "nimble.topology"
+VERSION = 1
+
 GEMM_COLUMNS = ("Layer", "M", "N", "K")
 CONV_COLUMNS = (
     "Layer name",
@@ -420,6 +423,8 @@ class TopologyEstimate:
         """Return the JSON object of ``nimble estimate --topology``."""
         side, array = self.side, self.side.compared_array
         return {
+            "schema": SCHEMA,
+            "version": VERSION,
             "topology": self.name,
             "core": side.core,
             "multipliers": side.multipliers,

@@ -198,6 +198,7 @@ def test_both_have_as_many_multipliers() -> None:
     assert default_array(EDGE) == Array(16, 64)
     side = Side("edge", EDGE, compare=("scalesim-os", "scalesim-ws"))
     document = estimate_topology(written(GEMMS), side).document()
+    assert (document["schema"], document["version"]) == ("nimble.topology", 1)
     assert document["array"]["multipliers"] == document["multipliers"] == 1024
     first, second = document["layers"]
     for row, pattern in ((first, NMPattern(2, 4)), (second, DENSE)):
