@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -112,6 +113,15 @@ EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
     "wait_weights": lambda c, j, r: _waited(r, "wait_weights"),
     "wait_write": lambda c, j, r: _waited(r, "wait_write"),
     "wait_drain": lambda c, j, r: _waited(r, "wait_drain"),
+    "no room for the next token block": lambda c, j, r: any(
+        block.block_words + following.block_words > c.config.act_words for block, following in pairwise(j.commands)
+    ),
+    "no room for the next weight tile": lambda c, j, r: _tiles(j) * j.commands[0].value_words > c.config.value_words,
+    "no room for the next tile's header": lambda c, j, r: (
+        _tiles(j) > c.config.header_slots
+        and c.config.header_slots * j.commands[0].code_words <= c.config.code_words
+        and c.config.header_slots * j.commands[0].value_words <= c.config.value_words
+    ),
     "no stalls": lambda c, j, r: c.stalls == NO_STALLS,
     "stalls from a seed": lambda c, j, r: any(len(getattr(c.stalls, name)) in RANDOM_LENGTHS for name in STREAMS),
     "no memory port": lambda c, j, r: c.memory is None,
@@ -128,6 +138,11 @@ EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
     "wait_acts from memory": lambda c, j, r: c.memory is not None and not c.stalls.acts and _waited(r, "wait_acts"),
     "writes between reads": lambda c, j, r: c.memory is not None and len(j.commands) * j.stream.layout.out_tiles > 1,
 }
+
+
+def _tiles(job: GemmJob) -> int:
+    """Weight tiles that the core reads, over all token blocks."""
+    return len(job.commands) * job.stream.layout.out_tiles * job.stream.layout.groups
 
 
 def _word_cycles(case: Case, word_bytes: int) -> Fraction:

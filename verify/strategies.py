@@ -67,7 +67,7 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
         "subtiles": draw(st.integers(1, 3)),
         "drain_chains": draw(st.integers(1, row_count)),
         "weight_tiles": draw(st.integers(2, 4)),
-        "act_words": 2 * (-(-k_max // window_size) // 2 + 1) + 2 * draw(st.integers(0, 8)),
+        "act_words": 2 * (-(-k_max // window_size) // 2 + 1) + 2 * draw(st.just(0) | st.integers(1, 8)),
         "act_ports": draw(st.integers(1, row_count)),
         "result_lanes": draw(st.integers(1, column_count)),
     }
@@ -118,15 +118,15 @@ def all_stalls() -> st.SearchStrategy[Stalls]:
 def memories(draw: st.DrawFn, config: CoreConfig) -> Memory | None:
     """No memory port, or one from far too slow for one of the core's streams to more than enough for all of them.
 
-    A word of the widest stream takes at most eight cycles, or the runs of most cases would only wait.
+    A word of the widest stream takes at most four cycles, or the runs of most cases would only wait.
     """
     if not draw(st.sampled_from((False, True, True))):
         return None
     widths = (config.word_bytes, config.act_ports * act_port_bytes(config), 4 * config.result_lanes)
-    word_cycles = Fraction(draw(st.integers(1, 20)), draw(st.sampled_from((1, 2, 3, 7, 8))))
+    word_cycles = Fraction(draw(st.integers(1, 15)), draw(st.sampled_from((1, 2, 3, 7, 8))))
     rate = draw(st.sampled_from(widths)) / word_cycles
     return Memory(
-        max(rate, Fraction(max(widths), 8)),
+        max(rate, Fraction(max(widths), 4)),
         latency=draw(st.just(0) | st.integers(1, 60)),
         buffer_bytes=draw(st.just(0) | st.integers(1, 300) | st.just(16384)),
     )
@@ -144,6 +144,9 @@ def cases(
     config = draw(configs)
     pattern = draw(patterns(config))
     features = draw(st.integers(1, min(max_features, config.k_max)))
+    if draw(st.sampled_from((False, False, False, True))):
+        # Rows about as long as the core takes fill its activation buffer with few tokens.
+        features = min(features + max_features, config.k_max)
     sizes = [-1, *range(pattern.m, config.k_max + 1, pattern.m)]
     fitting = [size for size in sizes if _fits(config, pattern, features, size)]
     if not fitting:
@@ -156,7 +159,7 @@ def cases(
     return Case(
         config=config,
         pattern=pattern,
-        tokens=draw(st.integers(1, max_tokens)),
+        tokens=draw(st.integers(1, max_tokens) | st.just(max_tokens)),
         in_features=features,
         out_features=draw(st.integers(1, max_outputs)),
         group_size=group_size,

@@ -22,7 +22,28 @@ ROOT = PACKAGE.parent
 # the hunts for two of them are on cores where what they break happens often: groups of one step on one row need
 # forwarding, and one lane leaves the unpacker far ahead, with full rings.
 CORES = {"if s.forward:": "core_configs(rows=1, columns=2, lanes=4, window=4)"}
-CORES["s.value_free >="] = "core_configs(rows=2, columns=1, lanes=1, window=6)"
+CORES["s.value_free >= s.cmd.value_words)"] = "core_configs(rows=2, columns=1, lanes=1, window=6)"
+# These keep every result and only take other cycles.
+CYCLE_MUTANTS = [
+    ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= s.length"),
+    ("writer/ResultWriterRTL.py", "s.credits <<= queue_words", "s.credits <<= queue_words - 2"),
+    ("unpacker/UnpackerRTL.py", "s.header_free <<= header_slots", "s.header_free <<= 2"),
+]
+# Of the cycle level, which RTL has to give away.
+CL_MUTANTS = [
+    ("sequencer/SequencerCL.py", "s.chain_free = s.now + length", "s.chain_free = s.now + length + 1"),
+    ("sequencer/SequencerCL.py", "s.steps.post(s.now + 1, steps)", "s.steps.post(s.now + 2, steps)"),
+    ("sequencer/SequencerCL.py", "if not s.halves_free:", "if s.halves_free < 2:"),
+    ("unpacker/UnpackerCL.py", "s.need = s.held < s.take", "s.need = s.held <= s.take"),
+    ("unpacker/UnpackerCL.py", "config.value_words, config.header_slots", "config.value_words, 2"),
+    ("unpacker/UnpackerCL.py", "s.value_free >= s.cmd.value_words", "s.value_free > s.cmd.value_words"),
+    ("act_buffer/ActBufferCL.py", "s.freed.post(s.now + 3, words)", "s.freed.post(s.now + 4, words)"),
+    ("act_buffer/ActBufferCL.py", "s.room = s.busy and (s.started or", "s.room = s.busy and (True or"),
+    ("column/ColumnCL.py", "s.now + steps.length + 5", "s.now + steps.length + 4"),
+    ("writer/ResultWriterCL.py", "s.credits = QUEUE_WORDS", "s.credits = QUEUE_WORDS - 2"),
+    ("writer/ResultWriterCL.py", "s.half_free.post(s.now + 1)", "s.half_free.post(s.now + 2)"),
+    ("core/CoreCL.py", "QUEUE_COMMANDS = 2", "QUEUE_COMMANDS = 1"),
+]
 MUTANTS = [
     ("pe/PERTL.py", "s.acc_next @= s.acc + s.total", "s.acc_next @= s.total"),
     ("pe/PERTL.py", "if s.val & s.last:", "if s.last:"),
@@ -46,10 +67,7 @@ MUTANTS = [
     ("sequencer/SequencerRTL.py", "if s.place_[lane] + 1 == s.n:", "if s.place_[lane] + 2 == s.n:"),
     ("writer/ResultWriterRTL.py", " & (s.credits != 0)", ""),
     ("writer/ResultWriterRTL.py", "if s.subtile_left == 2:", "if s.subtile_left == 1:"),
-    # These keep every result and only take other cycles.
-    ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= s.length"),
-    ("writer/ResultWriterRTL.py", "QUEUE_WORDS = 4", "QUEUE_WORDS = 2"),
-    ("unpacker/UnpackerRTL.py", "s.header_free <<= header_slots", "s.header_free <<= 2"),
+    *CYCLE_MUTANTS,
 ]
 
 HUNT = """
@@ -66,9 +84,9 @@ def find(case, levels):
     global count
     try:
         if count % 2:
-            case = case.without_stalls()  # the timing model speaks of these
+            case = case.without_waiting()  # the timing model is asked about these
         job, runs = compare(case, levels)
-        if case == case.without_stalls():
+        if TIMING and case == case.without_waiting():
             timing = gemm_timing(case.config, job.stream.layout, case.tokens)
             if (timing.cycles, timing.counters) != (runs["rtl"].cycles, runs["rtl"].counters):
                 raise harness.MismatchError(f"rtl takes {runs['rtl'].cycles} cycles instead of {timing.cycles}")
@@ -80,17 +98,34 @@ def find(case, levels):
     return job, runs
 
 harness.compare = find
-harness.run_campaign(RANDOM_CORES, ("fl", "rtl"), 150, 1)
-harness.run_campaign(st.just(load_preset("tiny")), ("fl", "rtl"), 50, 2)
+harness.run_campaign(RANDOM_CORES, LEVELS, 150, 1)
+harness.run_campaign(st.just(load_preset("tiny")), LEVELS, 50, 2)
 print("not found in", count, "cases")
 os._exit(1)
 """
 
 
-@pytest.mark.parametrize(
-    ("file", "before", "after"), MUTANTS, ids=[f"{f.split('/')[0]}-{i}" for i, (f, _, _) in enumerate(MUTANTS)]
-)
+def names(mutants):
+    return [f"{file.split('/')[0]}-{i}" for i, (file, _, _) in enumerate(mutants)]
+
+
+@pytest.mark.parametrize(("file", "before", "after"), MUTANTS, ids=names(MUTANTS))
 def test_a_broken_design_is_found(file, before, after, tmp_path):
+    hunt(file, before, after, tmp_path, ("fl", "rtl"), timing=True)
+
+
+@pytest.mark.parametrize(("file", "before", "after"), CYCLE_MUTANTS, ids=names(CYCLE_MUTANTS))
+def test_the_cycle_level_finds_rtl_that_takes_other_cycles(file, before, after, tmp_path):
+    hunt(file, before, after, tmp_path, ("rtl", "cl"), timing=False)
+
+
+@pytest.mark.parametrize(("file", "before", "after"), CL_MUTANTS, ids=names(CL_MUTANTS))
+def test_rtl_finds_a_broken_cycle_level(file, before, after, tmp_path):
+    hunt(file, before, after, tmp_path, ("rtl", "cl"), timing=False)
+
+
+def hunt(file, before, after, tmp_path, levels, timing):
+    """Break one place of a copy of the design, and look for a case that shows it."""
     copy = tmp_path / "accel"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     source = copy / file
@@ -102,13 +137,13 @@ def test_a_broken_design_is_found(file, before, after, tmp_path):
     source.write_text(text, encoding="utf-8")
     cores = next((cores for place, cores in CORES.items() if place in before), "core_configs()")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
-    hunt = subprocess.run(
-        [sys.executable, "-c", HUNT.replace("RANDOM_CORES", cores)],
+    run = subprocess.run(
+        [sys.executable, "-c", f"LEVELS, TIMING = {levels}, {timing}\n" + HUNT.replace("RANDOM_CORES", cores)],
         env=environment,
         capture_output=True,
         text=True,
         cwd=tmp_path,
         timeout=600,
     )
-    assert hunt.returncode == 0, hunt.stdout + hunt.stderr[-2000:]
-    assert hunt.stdout.startswith("found")
+    assert run.returncode == 0, run.stdout + run.stderr[-2000:]
+    assert run.stdout.startswith("found")
