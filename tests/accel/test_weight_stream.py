@@ -277,6 +277,8 @@ def test_a_long_group_is_cut_into_equal_tiles_of_one_scale() -> None:
 def test_payload_has_the_bytes_that_the_formula_says(case: Case) -> None:
     weight, stream = packed(case)
     layout, (n, m) = stream.layout, (weight.pattern.n, weight.pattern.m)
+    if n == m:
+        n = m = 1  # any n:n is the same dense stream, also where m does not divide K
     blocks = layout.group // m
     subsets = len([mask for mask in range(1 << min(m, 12)) if bin(mask).count("1") == n])
     block_bits = {
