@@ -123,8 +123,8 @@ def memories(draw: st.DrawFn, config: CoreConfig) -> Memory | None:
     if not draw(st.sampled_from((False, True, True))):
         return None
     widths = (config.word_bytes, config.act_ports * act_port_bytes(config), 4 * config.result_lanes)
-    word_cycles = Fraction(draw(st.integers(1, 15)), draw(st.sampled_from((1, 2, 3, 7, 8))))
-    rate = draw(st.sampled_from(widths)) / word_cycles
+    parts = draw(st.sampled_from((1, 2, 3, 7, 8)))
+    rate = draw(st.sampled_from(widths)) / Fraction(draw(st.integers(1, 4 * parts)), parts)
     return Memory(
         max(rate, Fraction(max(widths), 4)),
         latency=draw(st.just(0) | st.integers(1, 60)),
@@ -159,7 +159,7 @@ def cases(
     return Case(
         config=config,
         pattern=pattern,
-        tokens=draw(st.integers(1, max_tokens) | st.just(max_tokens)),
+        tokens=draw(st.integers(1, max_tokens)),
         in_features=features,
         out_features=draw(st.integers(1, max_outputs)),
         group_size=group_size,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import sys
 from collections import Counter
 from fractions import Fraction
@@ -190,17 +189,16 @@ def test_the_edge_core_in_cl_and_verilog(pattern, k, o, group, tokens, memory, s
 # -- the harness itself: broken designs and environments must be found -------------------------------
 
 
-def not_shrunk(configs, levels, examples):
-    """The complaint about the first case that fails."""
+def must_disagree(random_cases, levels, examples):
+    """One of the cases fails; it is not shrunk, because nobody reads it."""
 
     @settings(max_examples=examples, phases=(Phase.generate,), database=None, derandomize=True, deadline=None)
-    @given(cases(configs))
+    @given(random_cases)
     def one_case(case):
         compare(case, levels)
 
-    with pytest.raises(MismatchError) as caught:
+    with pytest.raises(MismatchError):
         one_case()
-    return str(caught.value)
 
 
 # Each rule of the memory is broken once, where `verify/memory.py` states it; the testbench in C++ keeps them.
@@ -224,7 +222,8 @@ def test_a_broken_memory_is_found(before, after, monkeypatch):
     monkeypatch.setitem(sys.modules, broken.__name__, broken)
     exec(source.replace(before, after), broken.__dict__)
     monkeypatch.setattr(rtl, "StreamMemory", broken.StreamMemory)
-    assert re.search("Result word|are in memory after", not_shrunk(st.just(TINY), ("verilog", "cl"), 300))
+    slow = cases(st.just(TINY)).filter(lambda case: case.memory is not None)
+    must_disagree(slow, ("verilog", "cl"), 300)
 
 
 class WideScaleRTL(ScaleUnitRTL):
