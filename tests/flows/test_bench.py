@@ -8,6 +8,13 @@ from typing import Any
 
 import pytest
 
+
+@pytest.fixture(autouse=True)
+def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timing model is timed on so many layers that it takes seconds; not here."""
+    monkeypatch.setattr("flows.bench.SHAPES", 100)
+
+
 SMALL = ("--preset", "tiny", "--inputs", 64, "--outputs", 12, "--tokens", 3)
 
 

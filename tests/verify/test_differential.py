@@ -25,11 +25,10 @@ from accel.column.ColumnRTL import ColumnRTL
 from accel.core.CoreRTL import CoreRTL
 from accel.memory import Memory
 from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
-from accel.timing import gemm_timing
 from quant import NMPattern
 from verify import rtl
 from verify.cases import Case
-from verify.gemm import execute, prepare
+from verify.gemm import prepare
 from verify.harness import EXTREMES, MismatchError, compare, run_campaign
 from verify.stimulus import NO_STALLS, Stalls
 from verify.strategies import SMALLEST, cases, core_configs
@@ -150,23 +149,6 @@ def test_reset_reaches_every_register_that_matters(case, reset_seed):
     job = prepare(TINY, x, weight, code=case.code)
     arguments = (TINY, job.commands, job.stream.payload, job.acts, job.result_words, case.stalls)
     assert run_verilated(*arguments, reset_seed=reset_seed) == run_verilated(*arguments)
-
-
-@pytest.mark.parametrize(("level", "share"), [("cl", 4), ("rtl", 0.5)])
-def test_the_timing_model_is_the_core_without_stalls(level, share):
-    @settings(max_examples=int(share * EXAMPLES))
-    @given(cases(core_configs(), max_tokens=20, max_outputs=20))
-    def one_case(case):
-        x, weight = case.build()
-        job = prepare(case.config, x, weight, code=case.code)
-        run = execute(job, level)
-        timing = gemm_timing(case.config, job.stream.layout, case.tokens)
-        assert (timing.cycles, timing.counters) == (run.cycles, run.counters)
-        assert timing.ideal_cycles == job.ideal_cycles <= timing.cycles
-        assert timing.act_bytes == len(job.acts)
-        assert timing.weight_bytes == len(job.stream.payload) * len(job.commands)
-
-    one_case()
 
 
 # The largest preset whose CL and Verilog are compared; RTL in Python would take minutes.
