@@ -410,7 +410,7 @@ def _layer_estimate(workload: Workload, work: Work, timings: Mapping[Gemm, GemmT
         timing = timings[gemm]
         cycles += calls * timing.written
         ideal += calls * timing.ideal_cycles
-        moved += calls * (timing.weight_bytes + timing.act_bytes + timing.result_bytes)
+        moved += calls * timing.bytes
         memory_cycles += calls * timing.memory_cycles
         for cause, count in timing.counters.items():
             counters[cause] += calls * count

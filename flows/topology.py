@@ -280,7 +280,7 @@ class LayerCycles:
             "counters": self.counters,
             "lane_use": self.lane_use,
             "dense_equivalent": self.dense_equivalent,
-            "bytes": timing.weight_bytes + timing.act_bytes + timing.result_bytes,
+            "bytes": timing.bytes,
             "bound": self.bound,
             "models": {name: {**model.document(), "ratio": self.ratio(name)} for name, model in self.models.items()},
         }
