@@ -54,7 +54,7 @@ def integer_gemm(x: ArrayLike, w: NMWeight, act_bits: int = 8) -> torch.Tensor:
     # int64 product.
     assert length * (1 << act_bits - 1) * 15 < 1 << 53
     # Scaled partials are added as integers; their sum must not wrap.
-    assert columns * (1 << act_bits - 1) * 15 * 128 < 1 << 63
+    assert columns * (1 << act_bits - 1) * 15 * (1 << 15) < 1 << 63
     acc = torch.empty(tokens, rows, dtype=torch.int64)
     # Short groups and many tokens make more partials than weights.
     step = max(1, _NUMBERS_AT_A_TIME // max(columns, tokens * groups))
@@ -76,7 +76,7 @@ def dequantised_product(x: ArrayLike, token_scale: ArrayLike, w: NMWeight) -> to
     """Multiply dequantised activations by dequantised weights, as a float model would.
 
     ``y[t, o] = sum over k of (x[t, k] * token_scale[t]) * weight[o, k]`` with
-    ``weight = channel_scale * group_scale * (code - zero point)``, exact in float64, as 24 + 11 bits fit. The
+    ``weight = channel_scale * group_scale * (code - zero point)``, exact in float64, as 24 + 20 bits fit. The
     sum over k runs in float64 in no promised order and is rounded to float32 once, at the end. It shares
     no arithmetic with `integer_gemm`, so that each can judge the other.
 

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from quant.pattern import NMPattern
 from quant.prune import magnitude_mask, read_weight_matrix
+from quant.scales import split_scales
 from quant.weight import NMWeight
 
 #: Weights quantised at a time; float32 working arrays of this size stay in the cache.
@@ -24,9 +25,10 @@ def quantize_rtn(
 
     For each group the float scale is f = absmax / 7.5 (symmetric, codes -8..7), or (max - min) / 15 with
     zero point round(-min / f) over a range that includes 0 (asymmetric, codes 0..15), over the kept
-    weights. It is split in two levels: channel_scale = (largest f of the row) / 127 and
-    group_scale = round(f / channel_scale) in 1..127. Codes are rounded, half to even, against
-    channel_scale * group_scale, which is the scale that the hardware rebuilds, not against f.
+    weights. It is split in two levels: channel_scale = (largest f of the row) / 127, rounded down to 16
+    significant bits (`quant.scales`), and group_scale = round(f / channel_scale) in 1..127. Codes are rounded,
+    half to even, against channel_scale * group_scale, which is the scale that the hardware rebuilds, not
+    against f.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ def quantize_rtn(
         np.copyto(padded[:, :columns], single[part], where=kept[part])
         in_groups = padded.reshape(-1, groups, length)
         scale, zero = _float_scales(in_groups, symmetric)
-        channel_scale[part], group_scale[part] = _split_scale(scale)
+        channel_scale[part], group_scale[part], _ = split_scales(scale)
 
         rebuilt = channel_scale[part][:, None] * group_scale[part].astype(np.float32)
         np.divide(in_groups, rebuilt[:, :, None], out=in_groups)
@@ -115,17 +117,6 @@ def _float_scales(
     scale = (highest - lowest) / 15
     zero = np.divide(-lowest, scale, out=np.zeros_like(scale), where=scale > 0)
     return scale, np.clip(np.rint(zero), 0, 15)
-
-
-def _split_scale(scale: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Split float scales [rows, groups] in channel scales [rows] and integer group scales 1..127."""
-    largest = scale.max(axis=1)
-    # Weights near the smallest float32 would give a channel scale of 0; the smallest normal number stands in.
-    channel = np.maximum(largest / 127, np.finfo(np.float32).tiny)
-    channel[largest == 0] = 1.0
-    channel_scale = channel.astype(np.float32)
-    group_scale = np.clip(np.rint(scale / channel_scale[:, None].astype(np.float64)), 1, 127)
-    return channel_scale, group_scale.astype(np.int32)
 
 
 def _to_float32(weights: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -29,8 +29,8 @@ class NMWeight:
         has no effect.
     mask : bool [O, K]
         True where a weight is kept; at most n in each block of m along K (the last block may be short).
-    group_scale : int32 [O, groups], -128..127
-        Integer scale of each group; negative and zero are legal.
+    group_scale : int32 [O, groups], -32768..32767
+        Integer scale of each group; negative and zero are legal. `scale_bits` says whether 8 bits hold them.
     channel_scale : float32 [O]
         Finite scale of each output row, in units of the weight.
     pattern : NMPattern
@@ -57,7 +57,7 @@ class NMWeight:
     values: NDArray[np.int8]
     #: Kept positions, bool [O, K].
     mask: NDArray[np.bool_]
-    #: Integer group scales, int32 [O, groups], -128..127 (wider than needed so that products do not wrap).
+    #: Integer group scales, int32 [O, groups], -32768..32767 (wider than needed so that products do not wrap).
     group_scale: NDArray[np.int32]
     #: Output row scales, float32 [O], finite.
     channel_scale: NDArray[np.float32]
@@ -99,7 +99,7 @@ class NMWeight:
             _check_shape("zero_point", zero_point, (rows, groups), "[O, groups]")
             _check_range("zero_point", zero_point, 0, 15, "group", "a zero point")
             self._freeze("zero_point", zero_point, np.int32)
-        _check_range("group_scale", group_scale, -128, 127, "group", "a signed 8-bit group scale")
+        _check_range("group_scale", group_scale, -(1 << 15), (1 << 15) - 1, "group", "a signed 16-bit group scale")
         with np.errstate(over="ignore"):  # an overflow becomes inf and is refused in words below
             rounded_scale = channel_scale.astype(np.float32)
         if not np.isfinite(rounded_scale).all():
@@ -154,6 +154,12 @@ class NMWeight:
         """Whether there is no zero point."""
         return self.zero_point is None
 
+    @property
+    def scale_bits(self) -> int:
+        """Bits of a group scale in the stream: 8 if they hold every one of them, else 16."""
+        fits = int(self.group_scale.min()) >= -128 and int(self.group_scale.max()) <= 127
+        return 8 if fits else 16
+
     def integers(self) -> NDArray[np.int8]:
         """What a multiplier sees: values - zero_point, and 0 where pruned.
 
@@ -171,7 +177,7 @@ class NMWeight:
     def to_dense(self) -> NDArray[np.float32]:
         """Dequantise to a dense matrix.
 
-        The integer product ``(value - zero_point) * group_scale`` is exact in float32 (at most 1920), so that
+        The integer product ``(value - zero_point) * group_scale`` is exact in float32 (below 2**19), so that
         the one rounding of a weight is that of its product with channel_scale.
 
         Returns
@@ -179,8 +185,9 @@ class NMWeight:
         float32 [O, K]
             In units of the original weight; 0.0 where pruned.
         """
-        # |product| <= 15 * 128, which int16 holds.
-        product = self.integers() * self._along_row(self.group_scale.astype(np.int16))
+        # |product| <= 15 * 128 in 8 bits, which int16 holds.
+        wide = np.int16 if self.scale_bits == 8 else np.int32
+        product = self.integers() * self._along_row(self.group_scale.astype(wide))
         dense: NDArray[np.float32] = product.astype(np.float32)
         dense *= self.channel_scale[:, None]
         dense += 0.0  # a negative channel scale leaves -0.0, which is not the same bits as a pruned zero

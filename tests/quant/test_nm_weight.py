@@ -243,14 +243,14 @@ THREE_KEPT[5, 8:11] = True
             "The mask keeps 2 weights in row 1, block 2 (columns 8 to 9), but pattern 1:4 allows at most 1.",
         ),
         (
-            {"group_scale": changed(BASE["group_scale"], (0, 1), 128)},
+            {"group_scale": changed(BASE["group_scale"], (0, 1), 32768)},
             ValueError,
-            "group_scale holds 128 in row 0, group 1, but a signed 8-bit group scale must be -128 to 127.",
+            "group_scale holds 32768 in row 0, group 1, but a signed 16-bit group scale must be -32768 to 32767.",
         ),
         (
-            {"group_scale": changed(BASE["group_scale"], (1, 0), -129)},
+            {"group_scale": changed(BASE["group_scale"], (1, 0), -32769)},
             ValueError,
-            "group_scale holds -129 in row 1, group 0, but a signed 8-bit group scale must be -128 to 127.",
+            "group_scale holds -32769 in row 1, group 0, but a signed 16-bit group scale must be -32768 to 32767.",
         ),
         (
             {"group_scale": np.ones((2, 3))},
