@@ -17,7 +17,7 @@ from flows.attention import ATTENTIONS, host_bytes, nibbles, product_layouts, pr
 from flows.info import pattern_name
 from flows.memories import Clock, MemorySystem, choose_clock, choose_memory
 from flows.model_trace import AttentionProduct, LinearLayer, ModelTrace
-from flows.recipe import Recipe
+from flows.recipe import Recipe, Rule
 from quant import NMPattern
 
 #: What is done with the layers outside the blocks: nearly always ``lm_head`` alone.
@@ -26,7 +26,8 @@ LM_HEADS = ("int4", "pruned", "fp16-host", "skip")
 #: Bytes of a weight on the host.
 HOST_BYTES = 2
 
-_DENSE = NMPattern(1, 1)
+_DENSE = Rule("*", NMPattern(1, 1))
+_ON_HOST = Rule("*", None)
 
 #: A GEMM of the core: its weights' layout and its rows.
 Gemm = tuple[StreamLayout, int]
@@ -116,26 +117,34 @@ class _Linear(NamedTuple):
     tokens: int
     in_features: int
     out_features: int
-    #: Pattern and group on the core; None on the host.
-    choice: tuple[NMPattern, int] | None
+    #: What of a rule changes the stream; the pattern is None on the host.
+    pattern: NMPattern | None
+    group: int
+    asymmetric: bool
 
 
 def linear_works(workload: Workload, phase: str, trace: ModelTrace, recipe: Recipe) -> Iterator[Work]:
     """Linear layers of a phase, those that cost the same together."""
     passes = workload.decode if phase == "decode" else 1
-    recipe.check(layer for layer in trace.layers if layer.block is not None or workload.lm_head == "pruned")
+    recipe.check(layer.name for layer in trace.layers if layer.block is not None or workload.lm_head == "pruned")
     groups: dict[_Linear, list[LinearLayer]] = {}
     for layer in trace.layers:
-        sizes = (layer.in_features, layer.out_features)
-        if layer.block is not None:
-            shape = _Linear("linear", layer.tokens, *sizes, recipe.choose(layer, workload.group_size))
-        elif workload.lm_head == "pruned":
-            shape = _Linear("head", workload.batch, *sizes, recipe.choose(layer, workload.group_size))
+        role, tokens = ("head", workload.batch) if layer.block is None else ("linear", layer.tokens)
+        if role == "linear" or workload.lm_head == "pruned":
+            rule = recipe.rule_of(layer.name)
         elif workload.lm_head == "skip":
             continue
         else:
-            on_core = workload.lm_head == "int4"
-            shape = _Linear("head", workload.batch, *sizes, (_DENSE, workload.group_size) if on_core else None)
+            rule = _DENSE if workload.lm_head == "int4" else _ON_HOST
+        shape = _Linear(
+            role,
+            tokens,
+            layer.in_features,
+            layer.out_features,
+            rule.pattern,
+            workload.group_size if rule.group is None else rule.group,
+            workload.asymmetric if rule.symmetric is None else not rule.symmetric,
+        )
         groups.setdefault(shape, []).append(layer)
     for shape, layers in groups.items():
         kinds = tuple(dict.fromkeys(layer.kind for layer in layers))
@@ -159,13 +168,18 @@ def _linear_work(
         macs=dense,
         dense_macs=dense,
     )
-    if shape.choice is None:
+    if shape.pattern is None:
         stored = count * HOST_BYTES * shape.in_features * shape.out_features
         return replace(on_host, weight_bytes=stored, host_bytes=passes * stored)
-    pattern, group = shape.choice
+    pattern = shape.pattern
     try:
         layout = layout_for(
-            workload.config, pattern, shape.out_features, shape.in_features, group, asymmetric=workload.asymmetric
+            workload.config,
+            pattern,
+            shape.out_features,
+            shape.in_features,
+            shape.group,
+            asymmetric=shape.asymmetric,
         )
     except ConfigError as error:
         raise ConfigError(f"{kinds[0]} of {model} does not run on this core: {error}") from None

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.model_trace import LinearLayer
-from flows.recipe import Recipe, Rule
-from quant import NMPattern
+from flows.recipe import Recipe, Rule, read_recipe
+from quant import METHODS, LayerSettings, NMPattern
 
 SMALL = ("--preset", "tiny", "--group", 16, "--prefill", 3, "--decode", 2)
 
@@ -103,21 +103,94 @@ def test_the_last_rule_that_matches_counts(rules: list[Rule], default: NMPattern
     for rule in rules:
         if MEANT[rule.match](layer):
             expected = rule.pattern
-    assert Recipe("any", default, tuple(rules)).choose(layer, 64) == (expected, 64)
+    assert Recipe("any", Rule("*", default), tuple(rules)).rule_of(layer.name).pattern == expected
+
+
+SETTINGS = st.builds(
+    LayerSettings,
+    pattern=PATTERNS,
+    group_size=st.sampled_from([32, 128, -1]),
+    symmetric=st.booleans(),
+    method=st.sampled_from(METHODS),
+    scale_bits=st.sampled_from([8, 16]),
+    clip=st.booleans(),
+)
+
+
+@given(
+    choices=st.dictionaries(
+        st.builds("model.layers.{}.{}".format, st.integers(0, 3), st.sampled_from(["q_proj", "k_proj", "up_proj"])),
+        st.one_of(st.none(), SETTINGS),
+        min_size=1,
+    ),
+    awq=st.sampled_from([None, False, True]),
+)
+def test_a_recipe_of_choices_gives_them_again(
+    choices: dict[str, LayerSettings | None], awq: bool | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "again.toml"
+    recipe = Recipe.of_choices(file.name, choices, awq)
+    file.write_text(recipe.to_toml(), encoding="utf-8")
+    again = read_recipe(file)
+    assert again == recipe
+    again.check(choices)
+    assert {name: again.rule_of(name).settings({}) for name in choices} == choices
+
+
+def test_kinds_that_agree_take_one_rule() -> None:
+    dense, pruned = LayerSettings(NMPattern(1, 1)), LayerSettings(NMPattern(2, 4))
+    choices = {f"layers.{block}.{kind}": pruned for block in range(3) for kind in ("q_proj", "up_proj")}
+    choices |= {f"layers.{block}.down_proj": dense for block in range(3)}
+    choices["layers.1.q_proj"] = dense
+    recipe = Recipe.of_choices("any", choices)
+    assert recipe.default.pattern == pruned.pattern
+    assert [rule.match for rule in recipe.rules] == ["layers.1.q_proj", "down_proj"]
+
+
+def test_what_a_rule_leaves_out_is_the_files_and_then_the_commands(tmp_path: Path) -> None:
+    file = tmp_path / "layered.toml"
+    file.write_text(
+        'default = "2:4"\ngroup = 64\nclip = false\n[[layer]]\nmatch = "q_proj"\npattern = "1:4"\ngroup = 32\n',
+        encoding="utf-8",
+    )
+    others = {"group": 16, "method": "wanda-rtn", "clip": True}
+    settings = read_recipe(file).rule_of("layers.0.q_proj").settings(others)
+    assert settings == LayerSettings(NMPattern(1, 4), group_size=32, method="wanda-rtn", clip=False)
+    settings = read_recipe(file).rule_of("layers.0.k_proj").settings(others)
+    assert settings == LayerSettings(NMPattern(2, 4), group_size=64, method="wanda-rtn", clip=False)
+
+
+def test_an_estimate_heeds_float_layers_and_zero_points(tmp_path: Path, nimble_json: Any, tiny_model: Path) -> None:
+    file = tmp_path / "mixed.toml"
+    rules = '[[layer]]\nmatch = "q_proj"\npattern = "float"\n[[layer]]\nmatch = "k_proj"\npattern = "dense"\n'
+    file.write_text(f'default = "dense"\nmethod = "wanda-gptq"\n{rules}symmetric = false\n', encoding="utf-8")
+    column = nimble_json("estimate", "--model", tiny_model, "--recipe", file, "--decode", 0, "--group", 8)
+    layers = {layer["name"]: layer for layer in column["patterns"][0]["layers"] if layer["role"] == "linear"}
+    assert layers["q_proj"]["where"] == "host"
+    assert layers["q_proj"]["pattern"] == "fp16"
+    assert layers["q_proj"]["bytes"] == 2 * 32 * 32
+    # A zero point takes one byte in each of 16 columns, two output tiles and four groups.
+    assert layers["k_proj"]["bytes"] - layers["v_proj, o_proj"]["bytes"] == 16 * 2 * 4
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("default = ", "{file} is not TOML: Invalid value (at end of document)."),
-        ("", "The recipe {file} takes default and perhaps layer; missing: default; unknown: none."),
+        (
+            "",
+            "The recipe {file} takes default and perhaps layer, group, method, symmetric, scale_bits, clip, "
+            "awq; missing: default; unknown: none.",
+        ),
         (
             'default = "2:4"\nlayers = 3',
-            "The recipe {file} takes default and perhaps layer; missing: none; unknown: layers.",
+            "The recipe {file} takes default and perhaps layer, group, method, symmetric, scale_bits, clip, "
+            "awq; missing: none; unknown: layers.",
         ),
         (
             "default = 2",
-            'The default of the recipe {file} has the pattern 2; it must be a string such as "2:4" or "dense".',
+            'The default of the recipe {file} has the pattern 2; it must be a string such as "2:4", "dense" or '
+            '"float".',
         ),
         (
             'default = "2-4"',
@@ -130,7 +203,8 @@ def test_the_last_rule_that_matches_counts(rules: list[Rule], default: NMPattern
         ),
         (
             'default = "2:4"\n[[layer]]\nmatch = "q_proj"\ngroups = 4',
-            "Rule 1 of the recipe {file} takes match, pattern and perhaps group; missing: pattern; unknown: groups.",
+            "Rule 1 of the recipe {file} takes match, pattern and perhaps group, method, symmetric, scale_bits, clip; "
+            "missing: pattern; unknown: groups.",
         ),
         (
             'default = "2:4"\n[[layer]]\nmatch = ""\npattern = "2:4"',
@@ -147,6 +221,27 @@ def test_the_last_rule_that_matches_counts(rules: list[Rule], default: NMPattern
         (
             'default = "2:4"\n[[layer]]\nmatch = "q_proj"\npattern = "2:4"\ngroup = 6',
             "Rule 1 of the recipe {file}: ",
+        ),
+        (
+            'default = "2:4"\ngroup = 128\n[[layer]]\nmatch = "q_proj"\npattern = "1:3"',
+            "Rule 1 of the recipe {file}: ",
+        ),
+        (
+            'default = "2:4"\nmethod = "gptq"',
+            "The default of the recipe {file} has method = 'gptq'; it must be one of joint, sparsegpt-gptq, "
+            "sparsegpt-rtn, wanda-gptq, wanda-rtn, magnitude-gptq, magnitude-rtn.",
+        ),
+        (
+            'default = "2:4"\nscale_bits = 4',
+            "The default of the recipe {file} has scale_bits = 4; it must be 8 or 16.",
+        ),
+        (
+            'default = "2:4"\n[[layer]]\nmatch = "q_proj"\npattern = "2:4"\nclip = 1',
+            "Rule 1 of the recipe {file} has clip = 1; it must be true or false.",
+        ),
+        (
+            'default = "2:4"\nawq = "yes"',
+            "The recipe {file} has awq = 'yes'; it must be true or false.",
         ),
         (
             'default = "2:4"\n[[layer]]\nmatch = "q_proj"\npattern = "2:4"\n[[layer]]\nmatch = "fc1"\npattern = "2:4"',
