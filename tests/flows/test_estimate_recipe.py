@@ -164,7 +164,9 @@ def test_an_estimate_heeds_float_layers_and_zero_points(tmp_path: Path, nimble_j
     file = tmp_path / "mixed.toml"
     rules = '[[layer]]\nmatch = "q_proj"\npattern = "float"\n[[layer]]\nmatch = "k_proj"\npattern = "dense"\n'
     file.write_text(f'default = "dense"\nmethod = "wanda-gptq"\n{rules}symmetric = false\n', encoding="utf-8")
-    column = nimble_json("estimate", "--model", tiny_model, "--recipe", file, "--decode", 0, "--group", 8)
+    column = nimble_json(
+        "estimate", "--model", tiny_model, "--recipe", file, "--prefill", 2, "--decode", 0, "--group", 8
+    )
     layers = {layer["name"]: layer for layer in column["patterns"][0]["layers"] if layer["role"] == "linear"}
     assert layers["q_proj"]["where"] == "host"
     assert layers["q_proj"]["pattern"] == "fp16"
