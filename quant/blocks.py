@@ -26,6 +26,14 @@ Replace = Callable[[str, nn.Linear], nn.Module]
 #: Positions whose logits are computed at a time: a vocabulary of 128,256 takes 131 MB for 256 of them.
 _POSITIONS_AT_A_TIME = 256
 
+#: Tokens that run through a block at a time, unless one sample has more.
+TOKENS_AT_A_TIME = 2048
+
+
+def samples_at_a_time(length: int) -> int:
+    """Samples of so many tokens that run through a block at a time."""
+    return max(1, TOKENS_AT_A_TIME // length)
+
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
@@ -146,6 +154,7 @@ class BlockModel:
             With float32 weights that nothing else holds. A linear layer that the source has quantised only is on
             the meta device, unless it is replaced.
         """
+        self._embedding = self._head = None  # one part of the model at a time
         prefix = self._architecture.block(index)
         block = copy.deepcopy(self._skeletons[index])
         for name, parameter in list(block.named_parameters()):
@@ -204,12 +213,11 @@ class BlockModel:
         tuple
             The sum in nats, and the number of predicted tokens.
         """
+        states = hidden[:, :-1].reshape(-1, hidden.shape[-1]).split(_POSITIONS_AT_A_TIME)
+        targets = tokens[:, 1:].reshape(-1).split(_POSITIONS_AT_A_TIME)
         total = 0.0
-        for row, sample in zip(hidden, tokens, strict=True):
-            for first in range(0, len(sample) - 1, _POSITIONS_AT_A_TIME):
-                last = min(first + _POSITIONS_AT_A_TIME, len(sample) - 1)
-                logits = self.logits(row[first:last])
-                total += float(nn.functional.cross_entropy(logits, sample[first + 1 : last + 1], reduction="sum"))
+        for state, target in zip(states, targets, strict=True):
+            total += float(nn.functional.cross_entropy(self.logits(state), target, reduction="sum"))
         return total, tokens.numel() - len(tokens)
 
 
@@ -271,7 +279,8 @@ def perplexities(
     """
     if tokens.ndim != 2 or tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise ValueError(f"The tokens have shape {list(tokens.shape)}; it must be [samples, length of 2 or more].")
-    states = {variant: [model.embed(sample[None]) for sample in tokens] for variant in variants}
+    batches = tokens.split(samples_at_a_time(tokens.shape[1]))
+    states = {variant: [model.embed(batch) for batch in batches] for variant in variants}
     for index in range(model.blocks):
         prefix = model.source.architecture.block(index)
         block = model.load_block(index)
@@ -287,7 +296,7 @@ def perplexities(
             progress(index + 1, model.blocks)
     result = {}
     for variant, hidden_states in states.items():
-        losses = [model.loss(hidden, sample[None]) for hidden, sample in zip(hidden_states, tokens, strict=True)]
+        losses = [model.loss(hidden, batch) for hidden, batch in zip(hidden_states, batches, strict=True)]
         total, predicted = (sum(part) for part in zip(*losses, strict=True))
         result[variant] = math.exp(total / predicted)
     return result

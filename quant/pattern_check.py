@@ -10,7 +10,7 @@ from quant.pattern import NMPattern
 from quant.weight import NMWeight
 
 
-class PatternBreach(ValueError):
+class PatternBreach(ValueError):  # noqa: N818 - it breaks the run as a breach, by that name
     """A block of a weight holds more than its pattern allows."""
 
     def __init__(self, stage: str, layer: str, row: int, block: int, found: str) -> None:
@@ -58,7 +58,7 @@ def check_pattern(weight: Any, pattern: NMPattern, layer: str, stage: str) -> No
     elif hasattr(weight, "detach"):
         dense = weight.detach().float().cpu().numpy()
     else:
-        raise TypeError(f"{layer} is given as a {type(weight).__name__}; a pattern is checked on an NMWeight or a matrix.")
+        raise TypeError(f"{layer} is a {type(weight).__name__}; a pattern is checked on an NMWeight or a matrix.")
     if dense.ndim != 2:
         raise TypeError(f"{layer} has shape {dense.shape}; a pattern is checked on an [O, K] matrix.")
     _count(dense != 0, "has", pattern, layer, stage)

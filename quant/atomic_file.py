@@ -1,0 +1,49 @@
+"""Binary files that are either absent, the old ones or complete, whatever stops the writer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+#: What ends the name of a file that is being written.
+PART = ".part"
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a temporary file beside `path`, which takes that name when the block ends without an exception.
+
+    By then its content is on disk. After an exception nothing of it is left; a process that is killed leaves at most
+    a hidden file that ends in `PART` behind.
+
+    Parameters
+    ----------
+    path
+        File to create or replace, in a folder that exists.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    # The rename is atomic only inside one file system, hence the same folder.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file through `new_file`."""
+    with new_file(path) as stream:
+        stream.write(content)
