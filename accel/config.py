@@ -72,7 +72,7 @@ class CoreConfig:
     asymmetric: bool
     #: Block codes whose decoders are generated, out of "rank", "index" and "bitmask".
     codes: tuple[str, ...]
-    #: Bits of the signed integer group scale (2..8; a scale takes one byte of the stream all the same).
+    #: Bits of the signed integer group scale (2..16; in the stream a scale takes one byte, or two from 9 bits on).
     scale_bits: int
     #: Largest number of input features of a GEMM, after padding to whole groups.
     k_max: int
@@ -112,7 +112,7 @@ class CoreConfig:
         self._require_range("window", 1, 32)
         self._require_member("act_bits", ACT_BITS)
         self._require_member("slice_bytes", SLICE_BYTES)
-        self._require_range("scale_bits", 2, 8)
+        self._require_range("scale_bits", 2, 16)
         self._require_range("group_max", 1, 4096)
         self._require_range("k_max", self.group_max, 1 << 20)
         self._require_range("subtiles", 1, 64)
@@ -147,11 +147,6 @@ class CoreConfig:
             raise ConfigError(
                 f"act_words = {self.act_words} does not hold one row of k_max = {self.k_max} activations, "
                 f"which takes {self.k_words(self.k_max)} windows of {self.window}."
-            )
-        if self.asymmetric and self.slice_bytes < 2:
-            raise ConfigError(
-                "slice_bytes = 1 is too narrow with asymmetric = true: scale and zero point of a tile, a byte each, "
-                "are written together. Raise slice_bytes to 2, 4 or 8."
             )
         if self.slice_bits < max(4 * self.lanes, self.code_window_bits):
             raise ConfigError(
@@ -232,9 +227,24 @@ class CoreConfig:
         return signed_bits(*self.acc_range(self.k_max))
 
     @property
+    def scale_bytes(self) -> int:
+        """Bytes of a group scale in the stream: 1 or 2."""
+        return -(-self.scale_bits // 8)
+
+    @property
     def header_bits(self) -> int:
         """Width of a tile header in the weight buffer: the scale and, with zero points, four bits more."""
         return self.scale_bits + (4 if self.asymmetric else 0)
+
+    @property
+    def header_parts(self) -> tuple[tuple[int, int], ...]:
+        """Bits of a tile header that each slice brings: first one, and the one after the last."""
+        parts = []
+        for start in range(0, self.scale_bytes + self.asymmetric, self.slice_bytes):
+            stop = start + self.slice_bytes
+            end = self.header_bits if stop > self.scale_bytes else min(self.scale_bits, 8 * stop)
+            parts.append((min(self.scale_bits, 8 * start), end))
+        return tuple(parts)
 
     # -- geometry ------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Payload: weight words in the order of use. A word has one slice of ``slice_bytes
 columns of the core, so a column sees a byte stream of its own. For each output tile (C output features)
 and each group in turn that byte stream holds one tile column:
 
-1. header: the group scale (one signed byte), and for asymmetric weights the zero point (one byte);
+1. header: the group scale (signed; one byte, or two with the low one first where the core's scales have more
+   than 8 bits), and for asymmetric weights the zero point (one byte);
 2. block codes, packed from the least significant bit, padded to a byte (absent for dense patterns);
 3. values, one nibble each, low nibble first, padded to a byte; n slots a block in ascending position.
 
@@ -40,6 +41,7 @@ _CODE_NAMES = {number: name for name, number in CODE_IDS.items()}
 # bytes, payload CRC-32, padding, CRC-32 of the header before it
 _HEADER = struct.Struct("<4sHBBBBHIIIIIiQI12xI")
 HEADER_BYTES = _HEADER.size
+_ASYMMETRIC, _WIDE_SCALES = 1, 2  # flags; streams of scales in one byte are those of before there was the second
 
 
 class StreamError(ValueError):
@@ -73,6 +75,8 @@ class StreamLayout:
     #: Columns of the core and bytes of each in a weight word.
     columns: int
     slice_bytes: int
+    #: Bytes of a group scale: 1 or 2.
+    scale_bytes: int
 
     def __post_init__(self) -> None:
         if self.out_features < 1 or self.in_features < 1:
@@ -85,6 +89,8 @@ class StreamLayout:
                 f"A weight word has at least one column and slices of {', '.join(map(str, SLICE_BYTES))} bytes, but "
                 f"{self.columns} columns and slices of {self.slice_bytes} bytes were given."
             )
+        if self.scale_bytes not in (1, 2):
+            raise ValueError(f"A group scale has 1 or 2 bytes, but {self.scale_bytes} were given.")
         if self.code not in codes_for(self.pattern, CODES, RANK_M_MAX):
             raise ValueError(f"Block code {self.code} does not write pattern {self.pattern}.")
         self.pattern.check_group_size(self.group_size)
@@ -114,7 +120,7 @@ class StreamLayout:
     @property
     def header_bytes(self) -> int:
         """Bytes of the scale and the zero point in one tile column."""
-        return 2 if self.asymmetric else 1
+        return self.scale_bytes + self.asymmetric
 
     @property
     def code_bytes(self) -> int:
@@ -199,6 +205,7 @@ def layout_for(
         group_size=-1 if group_size >= in_features else group_size,
         columns=config.columns,
         slice_bytes=config.slice_bytes,
+        scale_bytes=config.scale_bytes,
     )
     if layout.k_padded > config.k_max:
         raise ConfigError(
@@ -245,7 +252,7 @@ class PackedStream:
             MAGIC,
             VERSION,
             CODE_IDS[layout.code],
-            int(layout.asymmetric),
+            _ASYMMETRIC * layout.asymmetric | _WIDE_SCALES * (layout.scale_bytes == 2),
             layout.pattern.n,
             layout.pattern.m,
             layout.slice_bytes,
@@ -292,8 +299,9 @@ class PackedStream:
             raise StreamError("The stream's payload is altered: its checksum does not match.")
         try:
             pattern = NMPattern(n, m)
-            layout = StreamLayout(pattern, _CODE_NAMES[code], bool(flags), out_features, in_features, group, groups,
-                                  group_size, columns, slice_bytes)  # fmt: skip
+            layout = StreamLayout(pattern, _CODE_NAMES[code], bool(flags & _ASYMMETRIC), out_features, in_features,
+                                  group, groups, group_size, columns, slice_bytes,
+                                  scale_bytes=2 if flags & _WIDE_SCALES else 1)  # fmt: skip
         except KeyError:
             raise StreamError(f"The stream's header names block code {code}, which does not exist.") from None
         except ValueError as error:
@@ -316,6 +324,11 @@ class PackedStream:
                 f"The stream is packed for {layout.columns} columns of {layout.slice_bytes} bytes a word, but this "
                 f"core has {config.columns} columns of {config.slice_bytes}; pack the weights for this core."
             )
+        if layout.scale_bytes != config.scale_bytes:
+            raise ConfigError(
+                f"The stream has group scales of {8 * layout.scale_bytes} bits, but this core reads "
+                f"{8 * config.scale_bytes} (scale_bits = {config.scale_bits}); pack the weights for this core."
+            )
         expected = layout_for(
             config,
             layout.pattern,
@@ -330,7 +343,7 @@ class PackedStream:
                 f"The stream has tiles of {layout.group} weights along K, but this core takes {expected.group} for "
                 f"group size {layout.group_size}; pack the weights for this core."
             )
-        scale = tile_columns(self)[..., 0].view(np.int8)
+        scale = _scales(tile_columns(self), layout)
         _require_scales(config, int(scale.min()), int(scale.max()))
 
 
@@ -369,16 +382,16 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
         np.arange(layout.groups) * layout.group // (weight.group_size if weight.group_size > 0 else in_features),
         weight.group_scale.shape[1] - 1,
     )
-    scale = np.zeros((rows, layout.groups), np.int8)
+    scale = np.zeros((rows, layout.groups), f"<i{layout.scale_bytes}")
     scale[:out_features] = weight.group_scale[:, chunk_group]
     zero = np.zeros((rows, layout.groups), np.uint8)
     if weight.zero_point is not None:
         zero[:out_features] = weight.zero_point[:, chunk_group]
 
     payload = np.empty((rows, layout.groups, layout.tile_bytes), np.uint8)
-    payload[:, :, 0] = scale.view(np.uint8)
+    payload[:, :, : layout.scale_bytes] = scale[:, :, None].view(np.uint8)
     if not symmetric:
-        payload[:, :, 1] = zero
+        payload[:, :, layout.scale_bytes] = zero
     # One strip of output features at a time keeps the temporaries to a few times the strip's weights.
     strip = max(1, (1 << 22) // layout.k_padded)
     for start in range(0, rows, strip):
@@ -424,7 +437,7 @@ def _require_scales(config: CoreConfig, smallest: int, largest: int) -> None:
 class TileArrays:
     """A stream taken apart: what each tile column says, rows being output features with padding."""
 
-    #: int8 [rows, groups] and uint8 [rows, groups] (zeros for symmetric weights).
+    #: int8 or int16 [rows, groups], as wide as in the stream, and uint8 [rows, groups] (zeros for symmetric weights).
     scale: np.ndarray
     zero_point: np.ndarray
     #: Positions in the group of each slot, int64 [rows, groups, slots].
@@ -442,6 +455,12 @@ def tile_columns(stream: PackedStream) -> np.ndarray:
     return streams.reshape(layout.columns, layout.out_tiles, layout.groups, layout.tile_bytes).transpose(1, 0, 2, 3)
 
 
+def _scales(columns: np.ndarray, layout: StreamLayout) -> np.ndarray:
+    """Group scales of tile columns, uint8 [..., tile_bytes]: int8 or int16 [...]."""
+    stored = np.ascontiguousarray(columns[..., : layout.scale_bytes])
+    return stored.view(f"<i{layout.scale_bytes}")[..., 0]
+
+
 def take_apart(columns: np.ndarray, layout: StreamLayout) -> TileArrays:
     """Decode tile columns, uint8 [..., groups, tile_bytes].
 
@@ -453,8 +472,8 @@ def take_apart(columns: np.ndarray, layout: StreamLayout) -> TileArrays:
     data = columns.reshape(-1, layout.groups, layout.tile_bytes)
     begin = layout.header_bytes
     end = begin + layout.code_bytes
-    scale = data[:, :, 0].view(np.int8)
-    zero = data[:, :, 1] if layout.asymmetric else np.zeros_like(data[:, :, 0])
+    scale = _scales(data, layout)
+    zero = data[:, :, layout.scale_bytes] if layout.asymmetric else np.zeros_like(data[:, :, 0])
     if (zero > 15).any():
         raise ValueError(f"A tile's zero point is {zero.max()}, beyond 15: the stream is damaged.")
     nibble = _unpack_fields(data[:, :, end:], 4, layout.slots).astype(np.uint8)

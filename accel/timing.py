@@ -151,7 +151,7 @@ class _Tile:
 def _tile(config: CoreConfig, pattern: NMPattern, group: int, header_bytes: int, code_bytes: int, slots: int) -> _Tile:
     width = config.slice_bytes
     value_bytes = -(-slots // 2)
-    codes, values = -(-code_bytes // width), -(-value_bytes // width)
+    headers, codes, values = (-(-size // width) for size in (header_bytes, code_bytes, value_bytes))
     room = [config.header_slots, config.value_words // values]
     if codes:
         room.append(config.code_words // codes)
@@ -159,7 +159,7 @@ def _tile(config: CoreConfig, pattern: NMPattern, group: int, header_bytes: int,
     return _Tile(
         steps=steps_per_group(pattern, group, config.lanes, config.window),
         slots=slots,
-        beats=1 + codes + values,
+        beats=headers + codes + values,
         room=min(room),
         tile_bytes=sum(sections),
         takes=tuple(_takes(sections, width, held) for held in range(width)),
@@ -172,7 +172,8 @@ def _takes(sections: tuple[int, ...], width: int, held: int) -> tuple[int, int, 
     A beat moves up to ``width`` bytes of one section, and takes a word unless enough bytes are held. Words come at
     most one a cycle, so of the words that beats in a row take, the last is the latest. A row ends before a
     section's last beat if that finds its bytes held: before the header there is nothing, and after
-    the values there is nothing to wait, so at most one row, that of header and codes, ends early.
+    the values there is nothing to wait, so at most one row, that of header and codes, ends early. It ends within the
+    header where slices of 2 bytes cut one of 3; then nothing is held at its end, and the codes' last beat takes a word.
     """
     taking = []
     beat = 0

@@ -41,7 +41,8 @@ def assumptions(work: Workload, trace: ModelTrace) -> tuple[str, ...]:
         "which refreshes and changes of row or direction do not reach.",
         "Estimated: layers run strictly one after the other; nothing of the next one is fetched before a "
         "layer's last result is in memory.",
-        f"Every linear layer in the blocks has the pattern, INT4 weights with an 8-bit scale for {group}"
+        "Every linear layer in the blocks has the pattern, INT4 weights with "
+        f"{'an 8' if config.scale_bytes == 1 else 'a 16'}-bit scale for {group}"
         f"{' and zero points' if work.asymmetric else ''}, and {config.act_bits}-bit activations; scales, zero "
         "points and block codes are bytes that cost time.",
         f"Weights are read once for each block of up to {config.rows * config.subtiles} tokens, fewer "

@@ -87,6 +87,7 @@ def pattern_facts(config: CoreConfig, pattern: NMPattern, group: int = 128) -> P
         group_size=length,
         columns=config.columns,
         slice_bytes=config.slice_bytes,
+        scale_bytes=config.scale_bytes,
     )
     use = lane_use(pattern, config.lanes, config.window)
     bits = 8 * layout.tile_bytes / tile

@@ -126,7 +126,7 @@ def info_view(document: dict[str, Any], facts: Sequence[PatternFacts]) -> list[R
     for index in range(max(len(given), len(derived))):
         core.add_row(*(given[index : index + 1] or [("", "")])[0], *(derived[index : index + 1] or [("", "")])[0])
     patterns = table_of(
-        "Patterns (INT4 weights, 8-bit scales, symmetric)",
+        f"Patterns (INT4 weights, {8 if parameters['scale_bits'] <= 8 else 16}-bit scales, symmetric)",
         ["pattern", "code"],
         ["group", "steps\n/group", "lane use", "MAC/cycle\nas dense", "bits\n/weight", "less than\nFP16"],
         caption="MAC/cycle as dense: what a dense core would have to do for the same product",

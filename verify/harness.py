@@ -92,6 +92,9 @@ EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
     "all-zero row": lambda c, j, r: bool((~j.weight.integers().any(axis=1)).any()),
     "negative scale": lambda c, j, r: bool((j.weight.group_scale < 0).any()),
     "smallest scale": lambda c, j, r: bool((j.weight.group_scale == c.config.scale_range[0]).any()),
+    "largest scale": lambda c, j, r: bool((j.weight.group_scale == c.config.scale_range[1]).any()),
+    "smallest 16-bit scale": lambda c, j, r: bool((j.weight.group_scale == -(1 << 15)).any()),
+    "largest 16-bit scale": lambda c, j, r: bool((j.weight.group_scale == (1 << 15) - 1).any()),
     "zero scale": lambda c, j, r: bool((j.weight.group_scale == 0).any()),
     "one token": lambda c, j, r: c.tokens == 1,
     "several token subtiles": lambda c, j, r: any(command.subtiles > 1 for command in j.commands),
@@ -139,6 +142,10 @@ EXTREMES: dict[str, Callable[[Case, GemmJob, dict[str, GemmRun]], bool]] = {
     "writes between reads": lambda c, j, r: c.memory is not None and len(j.commands) * j.stream.layout.out_tiles > 1,
 }
 
+#: Extremes that only levels with time reach, and those that only cores with 16-bit scales do.
+WAITING = tuple(name for name in EXTREMES if name.startswith("wait_"))
+SCALES_OF_16_BITS = ("smallest 16-bit scale", "largest 16-bit scale")
+
 
 def _tiles(job: GemmJob) -> int:
     """Weight tiles that the core reads, over all token blocks."""
@@ -173,6 +180,8 @@ class Campaign:
     seed: int
     levels: tuple[str, ...]
     cases: int = 0
+    #: Bits of the widest scale of a core that a case ran on.
+    scale_bits: int = 0
     #: Cases that ran for each pattern n:m.
     patterns: Counter[str] = field(default_factory=Counter)
     #: Cases that reached each of `EXTREMES`.
@@ -184,15 +193,23 @@ class Campaign:
     def count(self, case: Case, job: GemmJob, runs: dict[str, GemmRun]) -> None:
         """Enter a case that agreed."""
         self.cases += 1
+        self.scale_bits = max(self.scale_bits, case.config.scale_bits)
         self.patterns[str(case.pattern)] += 1
         for name, reached in EXTREMES.items():
             self.reached[name] += bool(reached(case, job, runs))
 
     @property
     def missed(self) -> list[str]:
-        """Extremes that no case has reached; waiting counts only where a level takes time."""
-        timed = any(level in TIMED_LEVELS for level in self.levels)
-        return [name for name in EXTREMES if not self.reached[name] and (timed or not name.startswith("wait_"))]
+        """Extremes that no case has reached.
+
+        Waiting counts only where a level takes time, and 16-bit scales only where a core has them.
+        """
+        beyond: tuple[str, ...] = ()
+        if not any(level in TIMED_LEVELS for level in self.levels):
+            beyond += WAITING
+        if self.scale_bits < 16:
+            beyond += SCALES_OF_16_BITS
+        return [name for name in EXTREMES if not self.reached[name] and name not in beyond]
 
 
 def run_campaign(

@@ -37,9 +37,9 @@ def ticks_of(config: CoreConfig, commands: list[Command], memory: Memory) -> Tic
     return Ticks(cycle, *(int(time * cycle) for time in times))
 
 
-def tile_column_bytes(command: Command) -> int:
-    """Bytes of each column in a weight tile: header, block codes and values."""
-    return 1 + command.asymmetric + command.code_bytes + command.value_bytes
+def tile_column_bytes(config: CoreConfig, command: Command) -> int:
+    """Bytes of each column in a weight tile: scale, zero point, block codes and values."""
+    return (2 if config.scale_bits > 8 else 1) + command.asymmetric + command.code_bytes + command.value_bytes
 
 
 def act_burst_words(config: CoreConfig, command: Command) -> int:
@@ -95,7 +95,7 @@ class StreamMemory:
             return
         self._ticks = ticks_of(config, commands, memory)
         self._latency = memory.latency
-        self._reads = _reads(config, commands, memory.depth(config.columns * tile_column_bytes(commands[0])))
+        self._reads = _reads(config, commands, memory.depth(config.columns * tile_column_bytes(config, commands[0])))
         self._next_read = next(self._reads, None)
         # Cycles from which the words issued and not taken yet can be taken.
         self._weights: deque[int] = deque()
@@ -222,7 +222,7 @@ def _reads(config: CoreConfig, commands: list[Command], depth: int) -> Iterator[
     ends: list[int] = []
     for number, command in enumerate(commands):
         yield _Read(act_burst_words(config, command))
-        tile_bytes, before = tile_column_bytes(command), ends[-1] if ends else 0
+        tile_bytes, before = tile_column_bytes(config, command), ends[-1] if ends else 0
         for tile in range(command.out_tiles * command.groups):
             first, end = -(-tile * tile_bytes // slice_bytes), -(-(tile + 1) * tile_bytes // slice_bytes)
             ends.append(before + end)

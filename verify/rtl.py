@@ -59,7 +59,7 @@ def cycle_limit(config: CoreConfig, commands: list[Command], stalls: Stalls, mem
     for command in commands:
         tiles = command.out_tiles * command.groups
         steps = command.slots * command.subtiles + command.subtiles * config.rows
-        beats = 4 + (command.code_bytes + command.value_bytes) // config.slice_bytes
+        beats = 5 + (command.code_bytes + command.value_bytes) // config.slice_bytes
         results = command.out_tiles * command.subtiles * config.rows * config.column_groups
         work += tiles * (steps + beats + config.columns + 20) + results + command.block_words * config.rows
         if memory is not None and ticks is not None:

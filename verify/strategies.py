@@ -61,7 +61,7 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
         "act_bits": draw(st.sampled_from((4, 8, 16))),
         "asymmetric": draw(st.booleans()),
         "codes": tuple(codes),
-        "scale_bits": draw(st.integers(2, 8)),
+        "scale_bits": draw(st.integers(2, 16) | st.sampled_from((8, 16))),
         "k_max": k_max,
         "group_max": group_max,
         "subtiles": draw(st.integers(1, 3)),

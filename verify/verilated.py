@@ -210,7 +210,7 @@ def _memory(config: CoreConfig, commands: list[Command], memory: Memory) -> _Mem
             f"A bandwidth of {memory.bytes_per_cycle} bytes a cycle, or a latency of {memory.latency} cycles, is too "
             f"fine or too long for 64-bit numbers; round it (Fraction.limit_denominator)."
         )
-    tile_bytes = tile_column_bytes(commands[0])
+    tile_bytes = tile_column_bytes(config, commands[0])
     Words = ctypes.c_uint64 * len(commands)
     return _Memory(
         cycle_ticks=ticks.cycle,

@@ -47,7 +47,7 @@ class ColumnRTL(Component):
         s.drain_val_out = OutPort()
         s.drain_out = OutPort(Drain)
         s.data = InPort(config.slice_bits)
-        s.header_wen = InPort()
+        s.header_wen = InPort(len(config.header_parts))
         s.header_waddr = InPort(count_bits(config.header_slots - 1))
         s.code_wen = InPort()
         s.code_waddr = InPort(count_bits(config.code_words - 1))

@@ -107,4 +107,5 @@ def command_layout(config: CoreConfig, command: Command, groups: int) -> StreamL
         group_size=-1,
         columns=config.columns,
         slice_bytes=config.slice_bytes,
+        scale_bytes=config.scale_bytes,
     )

@@ -65,7 +65,8 @@ class UnpackerRTL(Component):
         # Constants
         Command = mk_command_msg(config)
         columns, slice_bytes, slice_bits = config.columns, config.slice_bytes, config.slice_bits
-        section_bits = count_bits(max(2, slice_bytes, config.code_bytes_max, config.value_bytes_max))
+        symmetric_bytes, asymmetric_bytes = config.scale_bytes, config.scale_bytes + 1  # of a header
+        section_bits = count_bits(max(asymmetric_bytes, slice_bytes, config.code_bytes_max, config.value_bytes_max))
         amount = count_bits(slice_bytes)
         code_words, value_words, header_slots = config.code_words, config.value_words, config.header_slots
         code_count, value_count = count_bits(code_words), count_bits(value_words)
@@ -74,13 +75,14 @@ class UnpackerRTL(Component):
         value_addr_bits = count_bits(value_words - 1)
         header_addr_bits = count_bits(header_slots - 1)
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
+        header_parts = len(config.header_parts)
         idle, header, codes, values = IDLE, HEADER, CODES, VALUES
 
         # Interface
         s.command = RecvIfcRTL(Command)
         s.weights = VectorRecvIfcRTL(mk_bits(slice_bits), columns)
         s.data = [OutPort(slice_bits) for _ in range(columns)]
-        s.header_wen = OutPort()
+        s.header_wen = OutPort(header_parts)
         s.header_waddr = OutPort(header_addr_bits)
         s.code_wen = OutPort()
         s.code_waddr = OutPort(code_addr_bits)
@@ -107,6 +109,7 @@ class UnpackerRTL(Component):
         s.value_ptr = Wire(value_addr_bits)
         s.header_ptr = Wire(header_addr_bits)
         s.header_bytes = Wire(section_bits)
+        s.header_part = Wire(header_parts)  # the bit of the part that the next beat of a header brings
         s.room = Wire()
         s.need = Wire()
         s.beat = Wire()
@@ -130,9 +133,9 @@ class UnpackerRTL(Component):
 
         @update
         def up_header():
-            s.header_bytes @= 1
+            s.header_bytes @= symmetric_bytes
             if s.cmd.asymmetric:
-                s.header_bytes @= 2
+                s.header_bytes @= asymmetric_bytes
 
         @update
         def up_control():
@@ -171,9 +174,9 @@ class UnpackerRTL(Component):
                     s.section <<= header
                     s.group <<= s.command.msg.groups
                     s.tile <<= s.command.msg.out_tiles
-                    s.left <<= 1
+                    s.left <<= symmetric_bytes
                     if s.command.msg.asymmetric:
-                        s.left <<= 2
+                        s.left <<= asymmetric_bytes
             elif s.beat:
                 s.started <<= ~s.tile_end
                 s.left <<= s.left - zext(s.take_bytes, section_bits)
@@ -201,6 +204,18 @@ class UnpackerRTL(Component):
                             s.tile <<= s.tile - 1
                         if s.stream_end:
                             s.section <<= idle
+
+        if header_parts > 1:
+
+            @update_ff
+            def ff_header_part():
+                if s.reset | s.section_end:
+                    s.header_part <<= 1
+                elif s.beat & (s.section == header):
+                    s.header_part <<= s.header_part << 1
+
+        else:
+            s.header_part //= 1
 
         @update_ff
         def ff_room():
@@ -236,11 +251,13 @@ class UnpackerRTL(Component):
                 s.code_ptr <<= 0
                 s.value_ptr <<= 0
             else:
-                s.header_wen <<= s.beat & (s.section == header)
+                s.header_wen <<= 0
+                if s.beat & (s.section == header):
+                    s.header_wen <<= s.header_part
                 s.code_wen <<= s.beat & (s.section == codes)
                 s.value_wen <<= s.beat & (s.section == values)
                 s.tile_ready <<= s.tile_end
-                if s.beat & (s.section == header):
+                if s.section_end & (s.section == header):
                     s.header_ptr <<= s.header_ptr + 1
                     if s.header_ptr == header_slots - 1:
                         s.header_ptr <<= 0

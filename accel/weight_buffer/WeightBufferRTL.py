@@ -20,12 +20,12 @@ class WeightBufferRTL(Component):
         code_addr_bits = count_bits(config.code_words - 1)
         value_addr_bits = count_bits(config.value_words - 1)
         header_addr_bits = count_bits(config.header_slots - 1)
-        scale_bits = config.scale_bits
-        header_bits = config.header_bits
+        scale_bits, zero_point_at = config.scale_bits, 8 * config.scale_bytes
+        header_bits, parts = config.header_bits, config.header_parts
 
         # Interface
         s.data = InPort(slice_bits)
-        s.header_wen = InPort()
+        s.header_wen = InPort(len(parts))  # a bit for each slice that brings a part of the header
         s.header_waddr = InPort(header_addr_bits)
         s.code_wen = InPort()
         s.code_waddr = InPort(code_addr_bits)
@@ -43,7 +43,6 @@ class WeightBufferRTL(Component):
         # Components
         s.codes = PairRamRTL(slice_bits, config.code_words)
         s.values = PairRamRTL(slice_bits, config.value_words)
-        s.headers = RamRTL(header_bits, config.header_slots)
 
         # Connections
         s.codes.raddr //= s.code_raddr
@@ -58,10 +57,18 @@ class WeightBufferRTL(Component):
         s.values.wdata //= s.data
         s.values.low //= s.value_low
         s.values.high //= s.value_high
-        s.headers.raddr //= s.header_raddr
-        s.headers.wen //= s.header_wen
-        s.headers.waddr //= s.header_waddr
-        s.headers.rdata //= s.header
-        s.headers.wdata[0:scale_bits] //= s.data[0:scale_bits]
-        if config.asymmetric:
-            s.headers.wdata[scale_bits:header_bits] //= s.data[8:12]
+        # A header that is longer than a slice comes in parts, each into a RAM of its own. A list would have to hold
+        # components of one shape.
+        for i, (begin, end) in enumerate(parts):
+            part = RamRTL(end - begin, config.header_slots)
+            setattr(s, f"header_part_{i}", part)
+            part.raddr //= s.header_raddr
+            part.wen //= s.header_wen[i]
+            part.waddr //= s.header_waddr
+            part.rdata //= s.header[begin:end]
+            scale_end = min(end, scale_bits)
+            if begin < scale_end:
+                part.wdata[0 : scale_end - begin] //= s.data[0 : scale_end - begin]
+            if scale_end < end:
+                low = zero_point_at - i * slice_bits
+                part.wdata[scale_end - begin : end - begin] //= s.data[low : low + 4]

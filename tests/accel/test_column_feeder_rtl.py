@@ -209,6 +209,7 @@ class FeederBench(Component):
     ("name", "changes", "level"),
     [
         ("zero_points", {}, "python"),
+        ("wide_scales", {"scale_bits": 16}, "python"),
         ("symmetric", {"asymmetric": False, "codes": ("index",), "window": 5, "lanes": 3}, "python"),
         ("zero_points", {}, "verilog"),
     ],

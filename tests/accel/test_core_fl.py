@@ -71,10 +71,13 @@ def test_functional_level_is_the_pytorch_reference(seed: int, pattern: str, symm
 
 @pytest.mark.parametrize("act_bits", [4, 8, 16])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("scale", [-128, 127])
+@pytest.mark.parametrize("scale", [-128, 127, -32768, 32767])
 def test_the_worst_sums_are_exact(act_bits: int, symmetric: bool, scale: int) -> None:
     """Everything at the corner of its range, over the longest group and the longest row of a core."""
-    config = load_preset("edge").replace(act_bits=act_bits, group_max=4096, k_max=16384, codes=("index",))
+    scale_bits = 8 if -128 <= scale <= 127 else 16
+    config = load_preset("edge").replace(
+        act_bits=act_bits, scale_bits=scale_bits, group_max=4096, k_max=16384, codes=("index",)
+    )
     low = -(1 << (act_bits - 1))
     for code, zero in ((-8, None), (7, None)) if symmetric else ((0, 15), (15, 0)):
         weight = NMWeight(

@@ -1,10 +1,11 @@
-"""Scale unit: every scale times the ends and the middle of a partial's range, for several widths.
+"""Scale unit: every scale, or many of 16 bits, times the ends and the middle of a partial's range.
 
 Its translation is driven at the end of a processing element's chain, in test_pe_rtl.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -24,13 +25,20 @@ CORES = {
     "a8z8g32": core(8, True, 8, 32),
     "a8s5g100": core(8, False, 5, 100),
     "a16z8g4096": core(16, True, 8, 4096),
+    "a8z16g32": core(8, True, 16, 32),
+    "a16z16g4096": core(16, True, 16, 4096),
 }
 
 
 def check_products(config: CoreConfig, pins: object) -> None:
     low, high = config.partial_range(config.group_max)
     partial_span, scaled_span = 1 << config.partial_bits, 1 << config.scaled_bits
-    for scale in range(config.scale_range[0], config.scale_range[1] + 1):
+    smallest, largest = config.scale_range
+    scales = range(smallest, largest + 1)
+    if config.scale_bits > 8:
+        ends = [smallest, smallest + 1, -257, -256, -129, -128, -1, 0, 1, 127, 128, 255, 256, largest - 1, largest]
+        scales = [*ends, *random.Random(config.scale_bits).sample(scales, 50)]
+    for scale in scales:
         for partial in (low, low + 1, -1, 0, 1, high - 1, high):
             pins.drive(partial=partial % partial_span, scale=scale % (1 << config.scale_bits))
             pins.tick()

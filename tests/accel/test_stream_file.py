@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import zlib
 
@@ -44,6 +45,21 @@ STREAM = small_stream()
 DATA = STREAM.to_bytes()
 
 
+# Two files of version 1 as they were before scales could have two bytes, and what they hold.
+OLD_SYMMETRIC = bytes.fromhex(
+    "4e4d5357010003000204020002000000030000000800000004000000020000000400000018000000"
+    "00000000693d8096000000000000000000000000689fe4a7"
+    "80030003a37fe8ff03df031601030000895d000003110000"
+)
+OLD_INTEGERS = [[3, 0, 0, -6, -1, 0, 0, -3], [-8, 0, 0, -2, 6, 0, 0, 1], [-7, 0, 0, -8, 1, 0, 0, 1]]
+OLD_ASYMMETRIC = bytes.fromhex(
+    "4e4d5357010003010204020002000000030000000800000004000000020000000400000020000000"
+    "0000000066e8816400000000000000000000000046523210"
+    "80000007032b03607f0fff080357039e01030000030100005d01000003990000"
+)
+OLD_ASYMMETRIC_INTEGERS = [[11, 0, 0, 2, -8, 0, 0, -10], [-7, 0, 0, -1, 6, 0, 0, 1], [-2, 0, 0, -3, 8, 0, 0, 8]]
+
+
 def signed_again(data: bytes, **changes: object) -> bytes:
     """A file with some header fields changed and all checksums right."""
     fields = dict(zip(FIELDS, HEADER.unpack(data[:64]), strict=True))
@@ -75,8 +91,24 @@ def test_header_fields_lie_where_the_format_says() -> None:
     }
     assert DATA[64:] == STREAM.payload
     assert signed_again(DATA) == DATA
-    asymmetric = small_stream(symmetric=False).to_bytes()
-    assert HEADER.unpack(asymmetric[:64])[3] == 1
+    for scale_bits, wide in ((2, 0), (8, 0), (9, 2), (16, 2)):
+        weight = NMWeight(np.ones((2, 4), int), np.ones((2, 4), bool), [[1], [-2]], np.ones(2), NMPattern(1, 1), 4)
+        zeros = dataclasses.replace(weight, zero_point=[[1], [0]])
+        for each, flags in ((weight, wide), (zeros, wide + 1)):
+            data = pack(each, TINY.replace(scale_bits=scale_bits)).to_bytes()
+            assert HEADER.unpack(data[:64])[3] == flags
+            assert PackedStream.from_bytes(data).layout.scale_bytes == (2 if wide else 1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_file_from_before_scales_had_two_bytes_is_read_and_written_alike(symmetric: bool) -> None:
+    data, integers = (OLD_SYMMETRIC, OLD_INTEGERS) if symmetric else (OLD_ASYMMETRIC, OLD_ASYMMETRIC_INTEGERS)
+    stream = PackedStream.from_bytes(data)
+    weight = unpack(stream)
+    assert weight.integers().tolist() == integers
+    assert weight.group_scale.tolist() == [[-128, 127], [0, -1], [1, 93]]
+    assert stream.to_bytes() == data
+    assert pack(weight, TINY).to_bytes() == data
 
 
 @given(cases(core_configs(rows=1), max_tokens=1))
@@ -193,7 +225,7 @@ def test_an_unknown_flag_is_refused_where_sizes_agree() -> None:
     data = small_stream(symmetric=False).to_bytes()
     assert PackedStream.from_bytes(data).layout.asymmetric
     with pytest.raises(StreamError, match=r"^The stream's header sets flags or reserved bytes"):
-        PackedStream.from_bytes(signed_again(data, flags=3))
+        PackedStream.from_bytes(signed_again(data, flags=1 | 4))
 
 
 def resigned_payload(stream: PackedStream, payload: bytes) -> PackedStream:

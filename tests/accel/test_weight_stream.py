@@ -91,10 +91,11 @@ def read_by_hand(stream: PackedStream) -> tuple[dict, dict]:
         for tile in range(ceil(layout.out_features / layout.columns)):
             o = tile * layout.columns + c
             for group in range(layout.groups):
-                scale = bits.take(8)
+                scale = bits.take(8 * layout.scale_bytes)
                 zero = bits.take(8) if layout.asymmetric else 0
                 assert zero < 16
-                headers[o, group] = (scale - 256 if scale > 127 else scale, zero)
+                negative = scale >> 8 * layout.scale_bytes - 1
+                headers[o, group] = (scale - (negative << 8 * layout.scale_bytes), zero)
                 kept = []
                 for block in range(layout.group // m):
                     positions = kept_positions(bits, layout.code, n, m)
@@ -214,6 +215,9 @@ def test_kept_zeros_and_minus_eight_keep_their_places() -> None:
     stream = pack(weight, TINY, "index")
     # One tile: scale, two indices of two bits, two nibbles; columns side by side in slices of two bytes.
     assert stream.payload.hex() == "80087f0d80000800"
+    wide = pack(dataclasses.replace(weight, group_scale=[[-32768], [32766]]), TINY.replace(scale_bits=16), "index")
+    assert wide.payload.hex() == "0080fe7f08800d08"
+    assert unpack(wide).group_scale.tolist() == [[-32768], [32766]]
     again = unpack(stream)
     assert np.array_equal(again.mask, weight.mask)
     assert again.integers().tolist() == [[0, 0, -8, 0], [0, -8, 0, 0]]
@@ -287,7 +291,7 @@ def test_payload_has_the_bytes_that_the_formula_says(case: Case) -> None:
         "bitmask": m,
         "rank": ceil(log2(max(2, subsets))),
     }[layout.code]
-    header = 1 if weight.symmetric else 2
+    header = (1 if case.config.scale_bits <= 8 else 2) + (0 if weight.symmetric else 1)
     tile = header + ceil(blocks * block_bits / 8) + ceil(blocks * n / 2)
     column = tile * layout.groups * ceil(weight.out_features / case.config.columns)
     words = ceil(column / case.config.slice_bytes)
@@ -392,6 +396,12 @@ def test_the_shortest_code_is_the_default() -> None:
             None,
             "Group scales run from -128 to 127, but this core's 5-bit scales hold -16 to 15.",
         ),
+        (
+            dataclasses.replace(random_weight(1, "1:1", 1, 2, 1), group_scale=[[-32768, 32767]]),
+            TINY.replace(scale_bits=15),
+            None,
+            "Group scales run from -32768 to 32767, but this core's 15-bit scales hold -16384 to 16383.",
+        ),
     ],
     ids=[
         "m",
@@ -403,6 +413,7 @@ def test_the_shortest_code_is_the_default() -> None:
         "rank of a large block",
         "code of dense",
         "scale",
+        "scale of 16 bits",
     ],
 )
 def test_weights_beyond_the_core_are_refused(weight: NMWeight, config: object, code: str | None, words: str) -> None:
@@ -465,9 +476,27 @@ def test_a_stream_for_another_core_is_refused() -> None:
 
 def test_a_stream_with_wider_scales_than_the_core_is_refused() -> None:
     """Tile geometry does not tell: the core would cut the scale's high bits off."""
-    stream = pack(random_weight(4, "2:4", 3, 64, 4), TINY)
+    weight = random_weight(4, "2:4", 3, 64, 4)
+    stream = pack(weight, TINY)
     with pytest.raises(ConfigError, match=r"^Group scales run from -\d+ to \d+, but this core's 4-bit scales hold -8"):
         stream.require_core(TINY.replace(scale_bits=4))
+    wide = pack(dataclasses.replace(weight, group_scale=255 * weight.group_scale), TINY.replace(scale_bits=16))
+    wide.require_core(TINY.replace(scale_bits=16))
+    with pytest.raises(ConfigError, match=r"^Group scales run from -\d+ to \d+, but this core's 15-bit scales"):
+        wide.require_core(TINY.replace(scale_bits=15))
+
+
+def test_a_stream_with_scales_of_another_size_is_refused() -> None:
+    """Also where they would fit: the core takes as many bytes as its own scales have."""
+    weight = random_weight(4, "2:4", 3, 64, 4)
+    for scale_bits, packed_for in ((16, 8), (8, 16)):
+        stream = pack(weight, TINY.replace(scale_bits=packed_for))
+        with pytest.raises(ConfigError) as error:
+            stream.require_core(TINY.replace(scale_bits=scale_bits))
+        assert str(error.value) == (
+            f"The stream has group scales of {packed_for} bits, but this core reads {scale_bits} "
+            f"(scale_bits = {scale_bits}); pack the weights for this core."
+        )
 
 
 # -- a layout that contradicts itself ---------------------------------------------------------------------
@@ -482,6 +511,8 @@ LAYOUT = layout_for(TINY, NMPattern(2, 4), 3, 64, 32)
         ({"in_features": 0, "groups": 0}, "3 output features and 0 input features"),
         ({"columns": 0}, "0 columns"),
         ({"slice_bytes": 3}, "slices of 3 bytes"),
+        ({"scale_bytes": 0}, "A group scale has 1 or 2 bytes, but 0 were given."),
+        ({"scale_bytes": 3}, "A group scale has 1 or 2 bytes, but 3 were given."),
         ({"code": "none"}, "code none does not write pattern 2:4"),
         ({"pattern": NMPattern(4, 4)}, "code rank does not write pattern 4:4"),
         ({"pattern": NMPattern(2, 16)}, "code rank does not write pattern 2:16"),

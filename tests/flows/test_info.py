@@ -61,9 +61,9 @@ def test_the_window_limits_lane_use(nimble_json: Any) -> None:
     assert names == ["dense", *(f"{n}:{m}" for m in range(2, 9) for n in range(1, m))]
 
 
-@pytest.mark.parametrize("preset", preset_names())
-def test_bits_per_weight_are_those_of_packed_bytes(preset: str) -> None:
-    config = load_preset(preset)
+@pytest.mark.parametrize(("preset", "scale_bits"), [*((name, 8) for name in preset_names()), ("tiny", 16)])
+def test_bits_per_weight_are_those_of_packed_bytes(preset: str, scale_bits: int) -> None:
+    config = load_preset(preset).replace(scale_bits=scale_bits)
     longer = config.replace(k_max=8192, act_words=8192 // config.window)  # no matter to the stream
     rng = np.random.default_rng(0)
     for pattern in patterns_to_show(config, every=True):
@@ -102,6 +102,14 @@ def test_a_group_shorter_than_a_block(refusal: Any) -> None:
 
 
 # Cores from a file
+
+
+def test_a_core_with_wide_scales(tmp_path: Path, nimble: Any, nimble_json: Any) -> None:
+    file = tmp_path / "wide_scales.toml"
+    file.write_text(toml(load_preset("edge").replace(scale_bits=16).as_dict()), encoding="utf-8")
+    facts = {fact["pattern"]: fact for fact in nimble_json("info", "--config", file)["patterns"]}
+    assert (facts["dense"]["bits_per_weight"], facts["2:4"]["bits_per_weight"]) == (4.125, 2.875)
+    assert "Patterns (INT4 weights, 16-bit scales, symmetric)" in nimble("info", "--config", file).stdout
 
 
 def test_a_file_gives_the_same_as_the_preset(tmp_path: Path, nimble_json: Any) -> None:

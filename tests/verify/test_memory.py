@@ -206,7 +206,8 @@ def test_tiles_without_a_word_have_no_burst_but_count():
     # 4 bytes in each column of a tile of eight weights, slices of 8 bytes: every second tile has no word.
     config = TINY.replace(slice_bytes=8)
     job = commands(config, group=8, in_features=32)
-    assert tile_column_bytes(job[0]) == 4
+    assert tile_column_bytes(config, job[0]) == 4
+    assert tile_column_bytes(config.replace(scale_bits=16), job[0]) == 5
     assert job[0].groups == 4
     core = Greedy(config, job, Memory(16, buffer_bytes=0), weights_from=50).run(100)
     # Tiles 0 and 1 have one word, which is there early. Tile 2 waits for tile 0 and has the second word.

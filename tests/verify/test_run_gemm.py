@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 
 from accel import ConfigError, PackedStream, load_preset, pack
 from golden import integer_gemm
-from quant import NMPattern, prune_magnitude, quantize_rtn
+from quant import NMPattern, NMWeight, prune_magnitude, quantize_rtn
+from quant.scales import integer_scales
 from verify import LEVELS, GemmRun, run_gemm
 
 TINY = load_preset("tiny")
@@ -38,6 +41,34 @@ def test_all_levels_give_the_same_integers_and_timed_levels_the_same_cycles(symm
         assert runs[level].counters == {}
     assert runs["rtl"].cycles == runs["verilog"].cycles == sum(runs["rtl"].counters.values())
     assert runs["rtl"].counters == runs["verilog"].counters
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_checkpoints_float_scales_lose_nothing(dtype, symmetric):
+    """Weights as GPTQ and AWQ store them, code − zero point times a scale of 16 bits: exact up to the last product."""
+    rng = np.random.default_rng(9)
+    pattern, group, config = NMPattern(2, 4), 16, TINY.replace(scale_bits=16)
+    codes = rng.integers(-8, 8, (5, 64)) if symmetric else rng.integers(0, 16, (5, 64))
+    zeros = None if symmetric else rng.integers(0, 16, (5, 4))
+    mask = rng.random((5, 16, 4)).argsort(axis=-1).reshape(5, 64) < pattern.n
+    scales = torch.tensor(rng.uniform(0.004, 0.06, (5, 4)) * rng.choice([-1, 1], (5, 4))).to(dtype).double().numpy()
+    split = integer_scales(scales)
+    w = NMWeight(codes, mask, split.group_scale, split.channel_scale, pattern, group, zeros)
+    assert split.relative_error == 0
+    assert dtype == torch.bfloat16 or w.scale_bits == 16
+    x = activations()
+    runs = [run_gemm(config, x, w, level=level) for level in LEVELS]
+    assert runs[2].cycles == runs[3].cycles == runs[4].cycles
+    for run in runs:
+        real = run.y * w.channel_scale.astype(np.float64)
+        for t, o in np.ndindex(*run.y.shape):
+            exact = sum(
+                int(x[t, k]) * (int(codes[o, k]) - (0 if symmetric else int(zeros[o, k // group])))
+                * Fraction(scales[o, k // group])
+                for k in np.flatnonzero(mask[o])
+            )  # fmt: skip
+            assert real[t, o] == float(exact), "not the float64 next to the exact product"
 
 
 def test_torch_activations_are_taken():
