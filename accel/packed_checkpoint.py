@@ -1,0 +1,424 @@
+"""Packed weights on disk: a folder whose tensors are the accelerator's memory streams.
+
+Tensors lie in safetensors files, `nimble.json` (see `accel.packed_manifest`) says what they are. The tensor
+``<layer>.stream`` is a stream's payload byte for byte, so that loading it is a copy and it runs without packing.
+The files are not named as transformers names them: it would load what it finds, and fill up the rest at random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from accel.config import ConfigError, CoreConfig
+from accel.packed_manifest import (
+    CONFIG,
+    MANIFEST,
+    MANIFEST_BYTES_MAX,
+    FileEntry,
+    LayerEntry,
+    Manifest,
+    PackedError,
+    TensorEntry,
+)
+from accel.stream import HEADER_BYTES, PackedStream, pack, unpack
+from quant import NMWeight, QuantizedLinear
+from quant.atomic_folder import new_folder
+from quant.pattern_check import check_pattern
+
+#: Bytes of tensors after which a new file begins. One file's tensors are held in memory while they are collected.
+SHARD_BYTES = 1 << 30
+
+#: quant_method in the config.json of a packed folder: what transformers names when it refuses it.
+QUANT_METHOD = "nimble"
+
+Item = TypeVar("Item")
+
+
+class _Lazy(Mapping[str, Item], Generic[Item]):
+    """A mapping whose values are read when they are asked for."""
+
+    def __init__(self, names: tuple[str, ...], read: Callable[[str], Item]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Item:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class PackedCheckpoint:
+    """A folder of packed weights. `open` makes one; tensors are read and checked when they are asked for."""
+
+    #: The folder.
+    path: Path
+    manifest: Manifest
+    #: The model's config.json, as it was before it was quantised.
+    config: dict[str, Any]
+    #: Quantised layers, by name: a stream taken apart, with its channel scales, bias and order of columns.
+    layers: Mapping[str, QuantizedLinear]
+    #: All other tensors, by name.
+    others: Mapping[str, torch.Tensor]
+
+    def __init__(self, path: Path, manifest: Manifest, config: dict[str, Any]) -> None:
+        """Hold what `open` has checked."""
+        self.path, self.manifest, self.config = path, manifest, config
+        self.layers = _Lazy(tuple(manifest.layers), self._layer)
+        self.others = _Lazy(manifest.others, self.tensor)
+
+    @classmethod
+    def open(cls, path: str | Path) -> PackedCheckpoint:
+        """Open a folder and check its manifest, its files, and name, type and shape of every tensor.
+
+        The checksum of a tensor is checked when it is read; `check` reads all.
+
+        Raises
+        ------
+        PackedError
+            If anything is missing, unknown, altered, of another version, or outside of the folder.
+        OSError
+            If the folder or a file cannot be read.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path} is not a folder; give one with a {MANIFEST}.")
+        manifest = Manifest.parse(_read_file(path / MANIFEST, MANIFEST_BYTES_MAX + 1), str(path / MANIFEST))
+        data = {name: _checked_file(path / name, entry) for name, entry in manifest.files.items()}
+        for file, entries in manifest.shards.items():
+            _check_shard(path / file, entries)
+        try:
+            config = json.loads(data[CONFIG].decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise PackedError(f"{path / CONFIG} is not JSON: {error}.") from None
+        if not isinstance(config, dict):
+            raise PackedError(f"{path / CONFIG} holds a JSON {type(config).__name__}; it must be an object.")
+        config.pop("quantization_config", None)
+        return cls(path, manifest, config)
+
+    @property
+    def core(self) -> CoreConfig:
+        """The core that the streams are packed for."""
+        return self.manifest.core
+
+    @property
+    def extra_files(self) -> dict[str, Path]:
+        """Files other than tensors, manifest and config.json, such as a tokenizer's."""
+        return {name: self.path / name for name in self.manifest.files if name != CONFIG}
+
+    def stream(self, name: str) -> PackedStream:
+        """The packed stream of a layer, which its core executes as it is.
+
+        Raises
+        ------
+        KeyError
+            If there is no such layer.
+        PackedError
+            If it is altered, or says other than the manifest.
+        """
+        entry = self.manifest.layers[name]
+        where = f"{self.path}: layer {name}"
+        header = bytes.fromhex(entry.header)
+        payload = self.tensor(f"{name}.stream").numpy().tobytes()
+        try:
+            stream = PackedStream.from_bytes(header + payload)
+            stream.require_core(self.core)
+        except ValueError as error:
+            raise PackedError(f"{where}: {error}") from None
+        if LayerEntry.of(stream.layout, header, entry.bias, entry.column_order) != entry:
+            raise PackedError(f"{where} is described otherwise in {MANIFEST} than in its stream.")
+        return stream
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read any tensor of the folder, those of layers under their own names too.
+
+        Raises
+        ------
+        KeyError
+            If there is no such tensor.
+        PackedError
+            If it is altered.
+        """
+        entry = self.manifest.tensors[name]
+        with _opened(_regular(self.path / entry.file)) as shard:
+            if _facts(shard, name) != (entry.dtype, entry.shape):
+                raise PackedError(f"{self.path / entry.file} has changed since it was opened.")
+            tensor: torch.Tensor = shard.get_tensor(name).clone()
+        if _sha256_of(tensor) != entry.sha256:
+            raise PackedError(f"{self.path / entry.file}: tensor {name} is altered: its checksum does not match.")
+        return tensor
+
+    def check(self, progress: Callable[[str], None] | None = None) -> None:
+        """Read everything once: every checksum, every stream, every pattern.
+
+        Parameters
+        ----------
+        progress
+            Called with the name of each layer or tensor that is done.
+
+        Raises
+        ------
+        PackedError, ValueError
+            For the first thing that is wrong.
+        """
+        for part in (self.layers, self.others):
+            for name in part:
+                part[name]
+                if progress is not None:
+                    progress(name)
+
+    def _layer(self, name: str) -> QuantizedLinear:
+        entry = self.manifest.layers[name]
+        stream = self.stream(name)
+        try:
+            weight = unpack(stream, self.tensor(f"{name}.channel_scale").numpy())
+        except ValueError as error:
+            raise PackedError(f"{self.path}: layer {name}: {error}") from None
+        return QuantizedLinear(
+            weight,
+            bias=self.tensor(f"{name}.bias").numpy() if entry.bias else None,
+            column_order=self.tensor(f"{name}.column_order").numpy() if entry.column_order else None,
+        )
+
+
+def write_packed(
+    path: str | Path,
+    layers: Mapping[str, QuantizedLinear],
+    others: Mapping[str, torch.Tensor],
+    model_config: Mapping[str, Any],
+    core: CoreConfig,
+    extra_files: Mapping[str, bytes] | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Pack a model's layers for a core and write them with the rest of the model into a new folder.
+
+    Layers and tensors are taken one after the other. Each stream is taken apart again and compared with the weight,
+    and its pattern is checked. The folder appears under its name when it is complete.
+
+    Parameters
+    ----------
+    path
+        Folder to make.
+    layers
+        Quantised linear layers, by their full names.
+    others
+        All other tensors, by their full names.
+    model_config
+        The model's config.json; a quantization_config in it is left out.
+    core
+        Core that the streams are packed for.
+    extra_files
+        Contents of other files, by name, such as a tokenizer's.
+    overwrite
+        Whether a folder of packed weights may be replaced. No other folder ever is, nor one with files that its
+        manifest does not name.
+    progress
+        Called with the name of each layer or tensor that is done.
+
+    Raises
+    ------
+    ConfigError
+        If a layer is beyond the core's capacity.
+    ValueError
+        If a name or a file is not allowed, the configuration is no JSON, or a layer breaks its pattern.
+    OSError
+        If the folder exists and may not be replaced, or cannot be written.
+    """
+    if CONFIG in (extra_files or {}):
+        raise ValueError(f"{CONFIG} is written from model_config; it cannot be one of extra_files.")
+    with new_folder(path, _may_replace if overwrite else None) as folder:
+        writer = _ShardWriter(folder)
+        entries: dict[str, LayerEntry] = {}
+        for name, linear in layers.items():
+            stream = _packed(name, linear.weight, core)
+            entries[name] = LayerEntry.of(
+                stream.layout,
+                stream.to_bytes()[:HEADER_BYTES],
+                bias=linear.bias is not None,
+                column_order=linear.column_order is not None,
+            )
+            arrays: dict[str, Any] = {
+                f"{name}.stream": np.frombuffer(stream.payload, np.uint8),
+                f"{name}.channel_scale": linear.weight.channel_scale,
+            }
+            if linear.bias is not None:
+                arrays[f"{name}.bias"] = linear.bias.astype(np.float32)
+            if linear.column_order is not None:
+                arrays[f"{name}.column_order"] = linear.column_order.astype(np.int64)
+            for tensor_name, array in arrays.items():
+                writer.add(tensor_name, torch.from_numpy(array.copy()))
+            if progress is not None:
+                progress(name)
+        for name, tensor in others.items():
+            writer.add(name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
+            if progress is not None:
+                progress(name)
+        writer.flush()
+        config = {name: value for name, value in model_config.items() if name != "quantization_config"}
+        config["quantization_config"] = {"quant_method": QUANT_METHOD}
+        contents = {**(extra_files or {}), CONFIG: _json(config, CONFIG)}
+        files = {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
+        manifest = Manifest(core, entries, writer.entries, files)
+        manifest.check(f"The {MANIFEST} to be written")
+        for name, data in contents.items():
+            (folder / name).write_bytes(data)
+        (folder / MANIFEST).write_bytes(_json(manifest.document(), MANIFEST))
+
+
+def _packed(name: str, weight: NMWeight, core: CoreConfig) -> PackedStream:
+    """Pack a layer, take its stream apart again, and compare every integer and every scale, and the pattern."""
+    try:
+        stream = pack(weight, core)
+    except ConfigError as error:
+        raise ConfigError(f"Layer {name}: {error}") from None
+    again = unpack(stream, weight.channel_scale)
+    check_pattern(again, weight.pattern, name, "pack")
+    chunks = np.arange(again.groups) * again.effective_group_size // weight.effective_group_size
+    wrong = again.integers() != weight.integers()
+    if wrong.any():
+        row, column = (int(i) for i in np.argwhere(wrong)[0])
+        raise PackedError(f"Layer {name}: the packed stream holds another weight in row {row}, column {column}.")
+    if not np.array_equal(again.group_scale, weight.group_scale[:, chunks]):
+        raise PackedError(f"Layer {name}: the packed stream holds other group scales.")
+    return stream
+
+
+class _ShardWriter:
+    """Collects tensors and writes them into files of about `SHARD_BYTES`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.entries: dict[str, TensorEntry] = {}
+        self._folder = folder
+        self._held: dict[str, torch.Tensor] = {}
+        self._held_bytes = self._files = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take a tensor that nothing else writes to."""
+        if name in self.entries:
+            raise ValueError(f"Two tensors have the name {name}.")
+        if self._held_bytes + tensor.nbytes > SHARD_BYTES:
+            self.flush()
+        self._held[name] = tensor
+        self._held_bytes += tensor.nbytes
+        self.entries[name] = TensorEntry(self._file, _dtype_of(tensor, name), tuple(tensor.shape), _sha256_of(tensor))
+
+    @property
+    def _file(self) -> str:
+        return f"nimble-{self._files + 1:05}.safetensors"
+
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._held:
+            save_file(self._held, self._folder / self._file)
+            self._held, self._held_bytes, self._files = {}, 0, self._files + 1
+
+
+_DTYPES = {
+    **{torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32"},
+    **{torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"},
+}
+
+
+def _dtype_of(tensor: torch.Tensor, name: str) -> str:
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(f"Tensor {name} has type {tensor.dtype}, which a packed folder does not hold.")
+    return _DTYPES[tensor.dtype]
+
+
+def _sha256_of(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _json(document: Mapping[str, Any], what: str) -> bytes:
+    try:
+        return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode("utf-8")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} cannot be written as JSON: {error}.") from None
+
+
+def _may_replace(path: Path) -> None:
+    """Refuse to replace anything but a folder of packed weights, all of whose files the manifest names."""
+    try:
+        manifest = Manifest.parse(_read_file(path / MANIFEST, MANIFEST_BYTES_MAX + 1), str(path / MANIFEST))
+    except (PackedError, OSError) as error:
+        raise FileExistsError(f"Cannot replace {path}: it is not a folder of packed weights ({error})") from None
+    foreign = sorted({entry.name for entry in path.iterdir()} - {MANIFEST, *manifest.files, *manifest.shards})
+    if foreign:
+        raise FileExistsError(f"Cannot replace {path}: it holds {foreign[0]}, which is not part of the packed weights.")
+
+
+def _regular(path: Path) -> Path:
+    """Refuse a symbolic link, which may lead out of the folder, and all that is no file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise PackedError(f"{path.parent} has no {path.name}.") from None
+    if not stat.S_ISREG(mode):
+        raise PackedError(f"{path} is not a plain file; a packed folder holds no links and no folders.")
+    return path
+
+
+def _read_file(path: Path, most: int) -> bytes:
+    with open(_regular(path), "rb") as file:
+        return file.read(most)
+
+
+def _checked_file(path: Path, entry: FileEntry) -> bytes:
+    size = _regular(path).stat().st_size
+    if size != entry.bytes:
+        raise PackedError(f"{path} has {size} bytes, but {MANIFEST} says {entry.bytes}.")
+    data = _read_file(path, entry.bytes)
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise PackedError(f"{path} is altered: its checksum does not match.")
+    return data
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(os.fspath(path), framework="pt") as shard:
+            yield shard
+    except SafetensorError as error:
+        raise PackedError(f"{path} is not a safetensors file: {error}.") from None
+
+
+def _facts(shard: Any, name: str) -> tuple[str, tuple[int, ...]]:
+    """Type and shape of a tensor, which the library has checked against the file's length."""
+    part = shard.get_slice(name)
+    return part.get_dtype(), tuple(part.get_shape())
+
+
+def _check_shard(path: Path, entries: Mapping[str, TensorEntry]) -> None:
+    with _opened(_regular(path)) as shard:
+        names = set(shard.keys())
+        if names != set(entries):
+            missing, unknown = sorted(set(entries) - names), sorted(names - set(entries))
+            raise PackedError(
+                f"{path} does not hold the tensors that {MANIFEST} says; missing: {', '.join(missing[:3]) or 'none'}; "
+                f"unknown: {', '.join(unknown[:3]) or 'none'}."
+            )
+        for name, entry in entries.items():
+            dtype, shape = _facts(shard, name)
+            if (dtype, shape) != (entry.dtype, entry.shape):
+                raise PackedError(
+                    f"{path}: tensor {name} is {dtype} {list(shape)}, but {MANIFEST} says {entry.dtype} "
+                    f"{list(entry.shape)}."
+                )
