@@ -30,8 +30,9 @@ def compressed_tensors_tensors(
 
     A pruned weight has the code of zero, which is the zero point in an asymmetric layer. Groups that do not divide
     K evenly, which the format does not know, are written as shorter groups of gcd(group size, K) weights that
-    repeat the scale. transformers 5.23 loads symmetric layers; asymmetric ones it loads only with
-    CompressedTensorsConfig(dequantize=True), even those that compressed-tensors itself wrote.
+    repeat the scale. transformers 5.23 loads symmetric layers as they are. Asymmetric ones, those that
+    compressed-tensors itself wrote included, it loads only with CompressedTensorsConfig(dequantize=True), which
+    takes one scheme for all layers of the model.
 
     Parameters
     ----------

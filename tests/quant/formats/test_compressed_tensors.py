@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
 
 from quant import NMPattern, NMWeight, QuantizedLinear, split_scales
 from quant.formats.compressed_tensors import (
@@ -19,7 +17,7 @@ from quant.formats.compressed_tensors import (
     compressed_tensors_tensors,
     scale_error,
 )
-from quant.formats.own_layers import MASKS_FILE, OwnLayers, StoredLayer
+from quant.formats.own_layers import StoredLayer
 from quant.formats.pack_quantized import read_pack_quantized
 from quant.formats.schemes import weight_schemes
 
