@@ -84,6 +84,11 @@ class Architecture:
         """Name of a decoder block."""
         return f"{self.body}.layers.{index}"
 
+    def split_name(self, name: str) -> tuple[int | None, str]:
+        """Block of a tensor or layer and its name within it; None and the whole name outside of the blocks."""
+        match = re.fullmatch(re.escape(self.body) + r"\.layers\.(\d{1,9})\.(.+)", name)
+        return (None, name) if match is None else (int(match[1]), match[2])
+
     def sizes(self, config: Mapping[str, object]) -> Sizes:
         """Read the sizes from a config.json.
 

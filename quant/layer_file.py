@@ -16,9 +16,10 @@ Tensors of the file, with O rows, K columns and G groups per row:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import math
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from quant.pattern import NMPattern
 from quant.weight import NMWeight
 
 _FORMAT = "nimble.layer.1"
+_METADATA = "nimble"
 _SHA256 = "sha256"
 
 
@@ -67,15 +69,14 @@ def write_layer(path: Path, linear: QuantizedLinear, error: float) -> None:
         tensors["bias"] = linear.bias.astype(np.float32)
     if linear.column_order is not None:
         tensors["column_order"] = linear.column_order.astype(np.int64)
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     facts = {
         "format": _FORMAT,
         "pattern": str(weight.pattern),
-        "group_size": str(weight.group_size),
-        "columns": str(weight.in_features),
-        "error": repr(float(error)),
+        "group_size": weight.group_size,
+        "columns": weight.in_features,
+        "error": float(error),
     }
-    write_bytes(path, save(tensors, metadata={**facts, _SHA256: checksum(tensors, facts)}))
+    write_checked(path, tensors, facts)
 
 
 def read_layer(path: Path) -> LayerFile:
@@ -92,7 +93,7 @@ def read_layer(path: Path) -> LayerFile:
     if facts.get("format") != _FORMAT:
         raise ValueError(f"{path} has format {facts.get('format')!r}; a layer of this version has {_FORMAT!r}.")
     try:
-        columns = int(facts["columns"])
+        columns = facts["columns"]
         zero_point = tensors.get("zero_point")
         codes = _unpack_nibbles(tensors["codes"], columns)
         values = codes.astype(np.int8) - np.int8(8 if zero_point is None else 0)
@@ -103,11 +104,11 @@ def read_layer(path: Path) -> LayerFile:
             group_scale=tensors["group_scale"],
             channel_scale=tensors["channel_scale"],
             pattern=NMPattern.parse(facts["pattern"]),
-            group_size=int(facts["group_size"]),
+            group_size=facts["group_size"],
             zero_point=zero_point,
         )
         linear = QuantizedLinear(weight, tensors.get("bias"), tensors.get("column_order"))
-        return LayerFile(linear, float(facts["error"]))
+        return LayerFile(linear, facts["error"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a quantised layer: {error}") from None
 
@@ -122,35 +123,30 @@ def read_error(path: Path) -> float:
     ValueError
         If it is not such a file.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            error = float((file.metadata() or {}).get("error", "nan"))
-    except SafetensorError as damage:
-        raise ValueError(f"{path} is damaged: {damage}.") from None
-    if math.isnan(error):
+    error = _facts(path).get("error")
+    if not isinstance(error, float):
         raise ValueError(f"{path} does not hold the error of a quantised layer.")
     return error
 
 
-def checksum(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> str:
-    """SHA-256 over names, types, shapes and content of tensors, and over facts, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(facts):
-        digest.update(f"{name}={facts[name]!r}\n".encode())
-    for name in sorted(tensors):
-        array = tensors[name]
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+def write_checked(path: Path, tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    """Write tensors and JSON values as a safetensors file with a SHA-256 over both, atomically.
+
+    Equal content gives equal bytes.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; what was there is untouched then.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    # One entry: safetensors writes several in any order.
+    document = json.dumps({**facts, _SHA256: _checksum(arrays, facts)}, sort_keys=True)
+    write_bytes(path, save(arrays, metadata={_METADATA: document}))
 
 
-def read_checked(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Read a safetensors file whose metadata hold its `checksum`.
-
-    Returns
-    -------
-    tuple
-        The tensors, and the metadata without the checksum.
+def read_checked(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read what `write_checked` wrote: tensors and JSON values.
 
     Raises
     ------
@@ -159,16 +155,40 @@ def read_checked(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     ValueError
         If it is damaged.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            facts = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}; delete it to have it made again.") from None
+    facts = _facts(path)
+    with _naming_damage(path), safe_open(path, framework="np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     found = facts.pop(_SHA256, None)
-    if found != checksum(tensors, facts):
+    if found != _checksum(tensors, facts):
         raise ValueError(f"{path} is damaged: its checksum does not match; delete it to have it made again.")
     return tensors, facts
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with _naming_damage(path):
+        with safe_open(path, framework="np") as file:
+            document = (file.metadata() or {}).get(_METADATA, "")
+        facts = json.loads(document)
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged: its metadata are no JSON object; delete it to have it made again.")
+    return facts
+
+
+@contextlib.contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}; delete it to have it made again.") from None
+
+
+def _checksum(tensors: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _pack_nibbles(codes: NDArray[np.int16]) -> NDArray[np.uint8]:

@@ -161,8 +161,8 @@ class ModelFolder:
 
     def _check_blocks(self) -> None:
         """Compare the number of blocks with the tensors, before anything is made for each block."""
-        prefix = re.compile(re.escape(f"{self.architecture.body}.layers.") + r"(\d{1,9})\.")
-        found = {int(match[1]) for name in self.tensor_names if (match := prefix.match(name))}
+        blocks = {self.architecture.split_name(name)[0] for name in self.tensor_names}
+        found = {block for block in blocks if block is not None}
         if len(found) != self.sizes.blocks or max(found, default=-1) != self.sizes.blocks - 1:
             raise ValueError(
                 f"{self.path / 'config.json'} has num_hidden_layers = {self.sizes.blocks}, but the weights hold "

@@ -7,141 +7,25 @@ the work folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.numpy import save
 from torch import nn
 
-from quant.architectures import Architecture, LinearGroup, Sizes
-from quant.atomic_file import write_bytes
+from quant.architectures import LinearGroup
 from quant.awq import awq_scales
 from quant.blocks import BlockModel
 from quant.calibration import Activations, collect_statistics, embed_samples, run_samples
 from quant.folding import fold_tensor, representable_scales
 from quant.layer import layer_error, quantize_layer
-from quant.layer_file import checksum, read_checked, read_error, read_layer, write_layer
+from quant.layer_file import read_layer, write_checked, write_layer
 from quant.linear import LayerSettings, QuantizedLinear
 from quant.model_folder import ModelFolder
 from quant.pattern_check import check_pattern
+from quant.quantized_model import QuantizedModel, read_scales
 from quant.run_folder import RunFolder, run_identity
-
-
-class QuantizedLayers(Mapping[str, QuantizedLinear]):
-    """Quantised linear layers by their full names, in order of execution, each read from disk when asked for.
-
-    Reading checks the file's checksum and the layer's pattern.
-    """
-
-    def __init__(self, run: RunFolder, settings: Mapping[str, LayerSettings]) -> None:
-        self._run = run
-        self._settings = settings
-
-    def __getitem__(self, name: str) -> QuantizedLinear:
-        settings = self._settings[name]
-        linear = read_layer(self._run.layer(name)).linear
-        check_pattern(linear.weight, settings.pattern, name, "reload")
-        return linear
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._settings  # Mapping's own would read the layer
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._settings)
-
-    def __len__(self) -> int:
-        return len(self._settings)
-
-
-class OtherTensors(Mapping[str, torch.Tensor]):
-    """Everything but the quantised linear layers, by name and in the checkpoint's types, read when asked for.
-
-    AWQ's scales are folded in.
-    """
-
-    def __init__(self, run: RunFolder, folder: ModelFolder, quantised: frozenset[str], awq: bool) -> None:
-        self._run = run
-        self._folder = folder
-        names = sorted(name for name in folder.tensor_names if name.rpartition(".")[0] not in quantised)
-        self._names = dict.fromkeys(names)
-        self._scaled_blocks = {_split_name(folder.architecture, name)[0] for name in quantised} if awq else set()
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._names:
-            raise KeyError(f"{name} is quantised, or no tensor of {self._folder.path}.")
-        tensor = self._folder.tensor(name)
-        block, inner = _split_name(self._folder.architecture, name)
-        if block is None or block not in self._scaled_blocks:
-            return tensor
-        groups = self._folder.architecture.groups(self._folder.sizes)
-        return fold_tensor(inner, tensor.float(), groups, _read_scales(self._run.scales(block))).to(tensor.dtype)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names  # Mapping's own would read the tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class QuantizedModel:
-    """A quantised model in the work folder of its run.
-
-    `quant.blocks.BlockModel` runs it as the dequantised model: as a source of tensors it gives the dense weights.
-    """
-
-    def __init__(self, folder: ModelFolder, run: RunFolder, settings: Mapping[str, LayerSettings], awq: bool) -> None:
-        #: The float model.
-        self.folder = folder
-        #: Quantised layers.
-        self.layers: Mapping[str, QuantizedLinear] = QuantizedLayers(run, settings)
-        #: Everything else, norms and layers that stayed float included.
-        self.tensors: Mapping[str, torch.Tensor] = OtherTensors(run, folder, frozenset(settings), awq)
-        #: Relative squared error of each layer's output on the calibration text.
-        self.errors = {name: read_error(run.layer(name)) for name in settings}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The float model's config.json."""
-        return self.folder.config
-
-    @property
-    def architecture(self) -> Architecture:
-        """The float model's architecture."""
-        return self.folder.architecture
-
-    @property
-    def sizes(self) -> Sizes:
-        """The float model's sizes."""
-        return self.folder.sizes
-
-    @property
-    def tensor_names(self) -> frozenset[str]:
-        """Names of the float model's tensors."""
-        return self.folder.tensor_names
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read a tensor; a quantised layer's weight is dequantised to float32.
-
-        Raises
-        ------
-        KeyError
-            If there is no such tensor.
-        """
-        layer, _, attribute = name.rpartition(".")
-        if layer not in self.layers:
-            return self.tensors[name]
-        linear = self.layers[layer]
-        if attribute == "weight":
-            return torch.from_numpy(linear.weight.to_dense())
-        if attribute != "bias" or linear.bias is None:
-            raise KeyError(f"{layer} has no {attribute}.")
-        return torch.from_numpy(np.array(linear.bias))
 
 
 def quantize_model(
@@ -248,7 +132,7 @@ class _Quantizer:
     def _last_block(self) -> int | None:
         """The last block with unfinished work; None when there is none."""
         unfinished = self.settings.keys() - self.finished
-        blocks = [_split_name(self.folder.architecture, name)[0] for name in unfinished]
+        blocks = [self.folder.architecture.split_name(name)[0] for name in unfinished]
         return max((block for block in blocks if block is not None), default=None)
 
     def _names(self, index: int, group: LinearGroup | None = None) -> list[str]:
@@ -306,7 +190,7 @@ class _Quantizer:
     def _scale_block(self, model: BlockModel, block: nn.Module, index: int, hidden: Activations) -> None:
         """Find a block's AWQ scales, or read them, and fold them in."""
         path = self.work.scales(index)
-        scales = _read_scales(path) if path.exists() else self._find_scales(model, block, index, hidden)
+        scales = read_scales(path) if path.exists() else self._find_scales(model, block, index, hidden)
         for name, parameter in list(block.named_parameters()):
             folded = fold_tensor(name, parameter.detach(), self.groups, scales)
             layer = name.rpartition(".")[0]
@@ -334,27 +218,12 @@ class _Quantizer:
                 stored = self.folder.tensor(f"{prefix}.{group.scaled_by}.weight").dtype
                 found = representable_scales(found, producer.detach(), stored)
             scales[group.linears[0]] = found
-        arrays = {name: scale.numpy() for name, scale in scales.items()}
-        write_bytes(self.work.scales(index), save(arrays, metadata={"sha256": checksum(arrays, {})}))
+        write_checked(self.work.scales(index), {name: scale.numpy() for name, scale in scales.items()}, {})
         return scales
 
     def _report(self) -> None:
         if self.progress is not None:
             self.progress(len(self.finished), len(self.settings))
-
-
-def _read_scales(path: Path) -> dict[str, torch.Tensor]:
-    arrays, _ = read_checked(path)
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def _split_name(architecture: Architecture, name: str) -> tuple[int | None, str]:
-    """Block and name within it of a full name; None and the name outside of the blocks."""
-    stem = f"{architecture.body}.layers."
-    if not name.startswith(stem):
-        return None, name
-    number, _, inner = name.removeprefix(stem).partition(".")
-    return int(number), inner
 
 
 def _check_tokens(tokens: torch.Tensor, vocabulary: int) -> None:
