@@ -8,6 +8,7 @@ The files are not named as transformers names them: it would load what it finds,
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ from accel.packed_manifest import (
     PackedError,
     TensorEntry,
 )
-from accel.stream import HEADER_BYTES, PackedStream, pack, unpack
+from accel.stream import HEADER_BYTES, PackedStream, StreamLayout, pack, unpack
 from quant import NMWeight, QuantizedLinear
 from quant.atomic_folder import new_folder
 from quant.pattern_check import check_pattern
@@ -72,7 +73,8 @@ class PackedCheckpoint:
     manifest: Manifest
     #: The model's config.json, as it was before it was quantised.
     config: dict[str, Any]
-    #: Quantised layers, by name: a stream taken apart, with its channel scales, bias and order of columns.
+    #: Quantised layers, by name: a stream taken apart, with its channel scales, bias and order of columns. Slots that
+    #: filled up a block are kept zeros, and a dense pattern is 1:1; all else is as it was before it was packed.
     layers: Mapping[str, QuantizedLinear]
     #: All other tensors, by name.
     others: Mapping[str, torch.Tensor]
@@ -187,7 +189,7 @@ class PackedCheckpoint:
         entry = self.manifest.layers[name]
         stream = self.stream(name)
         try:
-            weight = unpack(stream, self.tensor(f"{name}.channel_scale").numpy())
+            weight = _with_whole_groups(unpack(stream, self.tensor(f"{name}.channel_scale").numpy()), stream.layout)
         except ValueError as error:
             raise PackedError(f"{self.path}: layer {name}: {error}") from None
         return QuantizedLinear(
@@ -281,6 +283,26 @@ def write_packed(
         for name, data in contents.items():
             (folder / name).write_bytes(data)
         (folder / MANIFEST).write_bytes(_json(manifest.document(), MANIFEST))
+
+
+def _with_whole_groups(weight: NMWeight, layout: StreamLayout) -> NMWeight:
+    """The weight with the quantiser's groups, where the stream has cut them for its core."""
+    if layout.group_size == weight.group_size:
+        return weight
+    ratio = layout.groups if layout.group_size == -1 else layout.group_size // layout.group
+
+    def whole(part: np.ndarray, what: str) -> np.ndarray:
+        first = part[:, ::ratio]
+        if not np.array_equal(first[:, np.arange(layout.groups) // ratio], part):
+            raise ValueError(f"Parts of one group have different {what} in the stream.")
+        return first
+
+    return dataclasses.replace(
+        weight,
+        group_size=layout.group_size,
+        group_scale=whole(weight.group_scale, "scales"),
+        zero_point=None if weight.zero_point is None else whole(weight.zero_point, "zero points"),
+    )
 
 
 def _packed(name: str, weight: NMWeight, core: CoreConfig) -> PackedStream:

@@ -37,11 +37,8 @@ CONFIG = "config.json"
 #: Most bytes of a manifest that is read: a layer takes about 1,200.
 MANIFEST_BYTES_MAX = 1 << 24
 
-#: Types of tensors as safetensors names them, with the bytes of an element.
-ELEMENT_BYTES = {
-    **{"BOOL": 1, "U8": 1, "I8": 1, "F16": 2, "BF16": 2, "I16": 2, "U16": 2},
-    **{"F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8},
-}
+#: Types of tensors as safetensors names them.
+DTYPES = ("BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64")
 
 #: Last parts of names that only tensors of quantised layers have.
 _LAYER_TENSORS = ("stream", "channel_scale", "column_order")
@@ -64,14 +61,6 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     sha256: str
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the tensor."""
-        size = ELEMENT_BYTES[self.dtype]
-        for length in self.shape:
-            size *= length
-        return size
 
 
 @dataclass(frozen=True)
@@ -308,7 +297,7 @@ def _is_of(value: Any, annotation: str) -> bool:
 _RULES = {
     "sha256": lambda value: _SHA256.fullmatch(value),
     "header": lambda value: _HEADER.fullmatch(value),
-    "dtype": lambda value: value in ELEMENT_BYTES,
+    "dtype": lambda value: value in DTYPES,
     "shape": lambda value: len(value) <= 8 and all(0 <= length < 1 << 40 for length in value),
     "bytes": lambda value: 0 <= value < 1 << 40,
     "out_features": lambda value: 0 < value < 1 << 31,

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_blocks
+from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_mask
 from accel.config import RANK_M_MAX, SLICE_BYTES, ConfigError, CoreConfig
 from accel.schedule import nonzeros
 from quant import NMPattern, NMWeight
@@ -374,8 +374,6 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
         code=code,
     )
     _require_scales(config, int(weight.group_scale.min()), int(weight.group_scale.max()))
-    n, m = layout.pattern.n, layout.pattern.m
-    blocks = layout.k_padded // m
     rows = layout.out_tiles * layout.columns
     # Each tile column repeats the scale and the zero point of the quantiser's group that it belongs to.
     chunk_group = np.minimum(
@@ -392,24 +390,23 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
     payload[:, :, : layout.scale_bytes] = scale[:, :, None].view(np.uint8)
     if not symmetric:
         payload[:, :, layout.scale_bytes] = zero
-    # One strip of output features at a time keeps the temporaries to a few times the strip's weights.
-    strip = max(1, (1 << 22) // layout.k_padded)
+    # One strip of output features at a time keeps the temporaries in the processor's caches.
+    strip = max(1, (1 << 18) // layout.k_padded)
     for start in range(0, rows, strip):
         stop = min(start + strip, rows)
         real = max(0, min(stop, out_features) - start)
-        values = np.zeros((stop - start, blocks * m), np.uint8)
-        mask = np.zeros((stop - start, blocks * m), bool)
+        values = np.zeros((stop - start, layout.k_padded), np.uint8)
+        mask = np.zeros((stop - start, layout.k_padded), bool)
         values[:real, :in_features] = weight.values[start : start + real].view(np.uint8) & 15
         mask[:real, :in_features] = weight.mask[start : start + real]
-        by_block = mask.reshape(-1, blocks, m)
-        # Kept positions first, both parts ascending: the first n are the slots, filled up where fewer are kept.
-        slots = np.sort(np.argsort(~by_block, axis=-1, kind="stable")[:, :, :n], axis=-1)
-        kept = np.take_along_axis(by_block, slots, axis=-1)
-        nibbles = np.take_along_axis(values.reshape(-1, blocks, m), slots, axis=-1)
-        filler = np.repeat(zero[start:stop], layout.group // m, axis=1)[:, :, None]
-        nibbles = np.where(kept, nibbles, filler).reshape(stop - start, layout.groups, layout.slots)
+        slots = _filled_up(mask, layout.pattern)
+        if symmetric:
+            values *= mask
+        else:
+            values = np.where(mask, values, np.repeat(zero[start:stop], layout.group, axis=1))
+        nibbles = values[slots].reshape(stop - start, layout.groups, layout.slots)
         if layout.code != "none":
-            fields = encode_blocks(slots, layout.code, layout.pattern).reshape(stop - start, layout.groups, -1)
+            fields = encode_mask(slots, layout.code, layout.pattern).reshape(stop - start, layout.groups, -1)
             begin = layout.header_bytes
             payload[start:stop, :, begin : begin + layout.code_bytes] = _pack_fields(
                 fields, code_bits(layout.code, layout.pattern), layout.code_bytes
@@ -422,6 +419,20 @@ def pack(weight: NMWeight, config: CoreConfig, code: str | None = None) -> Packe
     padded[:, : streams.shape[1]] = streams
     words = padded.reshape(layout.columns, layout.words, layout.slice_bytes).transpose(1, 0, 2)
     return PackedStream(layout, words.tobytes())
+
+
+def _filled_up(mask: np.ndarray, pattern: NMPattern) -> np.ndarray:
+    """Slots, bool [rows, K]: the kept positions and, where a block keeps fewer than n, the first others of it."""
+    kept = pattern.kept_per_block(mask)
+    short = np.flatnonzero(kept < pattern.n)
+    if not len(short):
+        return mask
+    slots = mask.copy()
+    by_block = slots.reshape(-1, pattern.m)
+    others = ~by_block[short]
+    wanted = pattern.n - kept.reshape(-1)[short]
+    by_block[short] |= others & (np.cumsum(others, axis=1) <= wanted[:, None])
+    return slots
 
 
 def _require_scales(config: CoreConfig, smallest: int, largest: int) -> None:
@@ -529,10 +540,11 @@ def _pack_fields(fields: np.ndarray, bits: int, size: int) -> np.ndarray:
     if bits == 4:
         even = np.zeros((*fields.shape[:2], 2 * size), np.uint8)
         even[:, :, : fields.shape[2]] = fields
-        return even[:, :, 0::2] | (even[:, :, 1::2] << 4)
-    planes = (fields[..., None] >> np.arange(bits, dtype=fields.dtype)) & 1
-    flat = planes.reshape(*fields.shape[:2], -1).astype(np.uint8)
-    return np.packbits(flat, axis=-1, bitorder="little")[:, :, :size]
+        pairs = even.view("<u2")
+        return (pairs | (pairs >> 4)).astype(np.uint8)
+    octets = np.ascontiguousarray(fields[..., None], "<u4").view(np.uint8)
+    planes = np.unpackbits(octets, axis=-1, count=bits, bitorder="little")
+    return np.packbits(planes.reshape(*fields.shape[:2], -1), axis=-1, bitorder="little")[:, :, :size]
 
 
 def _unpack_fields(data: np.ndarray, bits: int, count: int) -> np.ndarray:

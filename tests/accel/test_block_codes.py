@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_blocks
+from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_blocks, encode_mask
 from quant import NMPattern
 
 SMALL = [NMPattern(n, m) for m in range(1, 9) for n in range(1, m + 1)]
@@ -70,6 +70,17 @@ def test_large_blocks_come_back(case: tuple[NMPattern, np.ndarray], code: str) -
     assert fields.shape == (*sets.shape[:-1], pattern.n if code == "index" else 1)
     assert int(fields.max()) < 1 << code_bits(code, pattern)
     assert np.array_equal(decode_blocks(fields, code, pattern), sets)
+
+
+@given(blocks(), st.data())
+def test_a_mask_is_encoded_as_its_blocks_are(case: tuple[NMPattern, np.ndarray], data: st.DataObject) -> None:
+    pattern, sets = case
+    code = data.draw(st.sampled_from([code for code in CODES if code != "rank" or pattern.m <= 8]))
+    rows = sets.reshape(sets.shape[0], -1, pattern.n)
+    mask = np.zeros((*rows.shape[:2], pattern.m), bool)
+    np.put_along_axis(mask, rows, True, axis=-1)
+    fields = encode_mask(mask.reshape(len(rows), -1), code, pattern)
+    assert np.array_equal(fields, encode_blocks(rows, code, pattern).reshape(len(rows), -1))
 
 
 @given(st.integers(1, 32), st.data())
@@ -159,3 +170,5 @@ def test_an_unknown_code_is_refused() -> None:
             encode_blocks(np.array([0, 1]), code, pattern)
         with pytest.raises(ValueError, match=rf"^'{code}' is not a code that writes block positions\.$"):
             decode_blocks(np.array([0]), code, pattern)
+        with pytest.raises(ValueError, match=rf"^'{code}' is not a code that writes block positions\.$"):
+            encode_mask(np.array([[True, True, False, False]]), code, pattern)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from accel import ConfigError, load_preset, pack
+from accel import ConfigError, PackedStream, load_preset, pack
 from accel import packed_checkpoint as module
 from accel.packed_checkpoint import PackedCheckpoint, write_packed
 from accel.packed_manifest import PackedError
@@ -134,6 +135,38 @@ def test_a_tensor_is_the_stream_that_runs(folder: Path) -> None:
         expected = integer_gemm(x, linear.weight).numpy()
         assert np.array_equal(run_gemm(TINY, x, stream, "fl").y, expected)
     assert np.array_equal(run_gemm(TINY, x, stream, "rtl").y, expected)
+
+
+def test_groups_that_were_cut_for_the_core_come_back_whole(folder: Path, tmp_path: Path) -> None:
+    """Tiles of this core hold 32 weights; a core of larger ones must not inherit them."""
+    layers = {
+        "a": layer("2:4", (5, 120), 64, seed=3),
+        "b": layer("3:5", (5, 120), -1, seed=4),
+        "c": layer("1:4", (3, 100), 40, symmetric=False, seed=5),
+    }
+    write_packed(tmp_path / "model", layers, {}, {}, TINY)
+    packed = PackedCheckpoint.open(tmp_path / "model")
+    for name, linear in layers.items():
+        assert packed.stream(name).layout.groups > linear.weight.groups
+        assert same_layer(packed.layers[name], linear)
+        assert packed.layers[name].weight.group_size == linear.weight.group_size
+        assert np.array_equal(packed.layers[name].weight.group_scale, linear.weight.group_scale)
+    edge = load_preset("edge")
+    write_packed(tmp_path / "edge", packed.layers, {}, {}, edge)
+    for name, linear in layers.items():
+        assert PackedCheckpoint.open(tmp_path / "edge").stream(name).layout == pack(linear.weight, edge).layout
+
+
+def test_parts_of_a_group_with_different_scales(tmp_path: Path) -> None:
+    """A stream of two groups whose header says that they are one."""
+    linear = layer("2:4", (2, 64), 32, seed=3)
+    write_packed(tmp_path / "model", {"a": linear}, {}, {}, TINY)
+    document = manifest_of(tmp_path / "model")
+    fields = dataclasses.replace(pack(linear.weight, TINY).layout, group_size=-1)
+    header = PackedStream(fields, pack(linear.weight, TINY).payload).to_bytes()[:64]
+    document["layers"]["a"].update(header=header.hex(), group_size=-1)
+    sign(tmp_path / "model", document)
+    assert "layer a: Parts of one group have different scales in the stream." in rejected(tmp_path / "model")
 
 
 def test_many_tensors_take_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
