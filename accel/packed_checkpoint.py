@@ -20,7 +20,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from accel.config import ConfigError, CoreConfig
 from accel.packed_manifest import (
@@ -37,9 +36,7 @@ from accel.stream import HEADER_BYTES, PackedStream, StreamLayout, pack, unpack
 from quant import NMWeight, QuantizedLinear
 from quant.atomic_folder import new_folder
 from quant.pattern_check import check_pattern
-
-#: Bytes of tensors after which a new file begins. One file's tensors are held in memory while they are collected.
-SHARD_BYTES = 1 << 30
+from quant.shard_writer import ShardWriter
 
 #: quant_method in the config.json of a packed folder: what transformers names when it refuses it.
 QUANT_METHOD = "nimble"
@@ -247,7 +244,8 @@ def write_packed(
     if CONFIG in (extra_files or {}):
         raise ValueError(f"{CONFIG} is written from model_config; it cannot be one of extra_files.")
     with new_folder(path, _may_replace if overwrite else None) as folder:
-        writer = _ShardWriter(folder)
+        writer = ShardWriter(folder, "nimble-{:05}.safetensors".format)
+        tensors: dict[str, TensorEntry] = {}
         entries: dict[str, LayerEntry] = {}
         for name, linear in layers.items():
             stream = _packed(name, linear.weight, core)
@@ -266,19 +264,19 @@ def write_packed(
             if linear.column_order is not None:
                 arrays[f"{name}.column_order"] = linear.column_order.astype(np.int64)
             for tensor_name, array in arrays.items():
-                writer.add(tensor_name, torch.from_numpy(array.copy()))
+                tensors[tensor_name] = _written(writer, tensor_name, torch.tensor(array))
             if progress is not None:
                 progress(name)
         for name, tensor in others.items():
-            writer.add(name, tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
+            tensors[name] = _written(writer, name, tensor)
             if progress is not None:
                 progress(name)
-        writer.flush()
+        writer.finish()
         config = {name: value for name, value in model_config.items() if name != "quantization_config"}
         config["quantization_config"] = {"quant_method": QUANT_METHOD}
         contents = {**(extra_files or {}), CONFIG: _json(config, CONFIG)}
         files = {name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
-        manifest = Manifest(core, entries, writer.entries, files)
+        manifest = Manifest(core, entries, tensors, files)
         manifest.check(f"The {MANIFEST} to be written")
         for name, data in contents.items():
             (folder / name).write_bytes(data)
@@ -323,46 +321,17 @@ def _packed(name: str, weight: NMWeight, core: CoreConfig) -> PackedStream:
     return stream
 
 
-class _ShardWriter:
-    """Collects tensors and writes them into files of about `SHARD_BYTES`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.entries: dict[str, TensorEntry] = {}
-        self._folder = folder
-        self._held: dict[str, torch.Tensor] = {}
-        self._held_bytes = self._files = 0
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take a tensor that nothing else writes to."""
-        if name in self.entries:
-            raise ValueError(f"Two tensors have the name {name}.")
-        if self._held_bytes + tensor.nbytes > SHARD_BYTES:
-            self.flush()
-        self._held[name] = tensor
-        self._held_bytes += tensor.nbytes
-        self.entries[name] = TensorEntry(self._file, _dtype_of(tensor, name), tuple(tensor.shape), _sha256_of(tensor))
-
-    @property
-    def _file(self) -> str:
-        return f"nimble-{self._files + 1:05}.safetensors"
-
-    def flush(self) -> None:
-        """Write what is held."""
-        if self._held:
-            save_file(self._held, self._folder / self._file)
-            self._held, self._held_bytes, self._files = {}, 0, self._files + 1
-
-
 _DTYPES = {
     **{torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32"},
     **{torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"},
 }
 
 
-def _dtype_of(tensor: torch.Tensor, name: str) -> str:
+def _written(writer: ShardWriter, name: str, tensor: torch.Tensor) -> TensorEntry:
     if tensor.dtype not in _DTYPES:
         raise ValueError(f"Tensor {name} has type {tensor.dtype}, which a packed folder does not hold.")
-    return _DTYPES[tensor.dtype]
+    copy = writer.add(name, tensor)
+    return TensorEntry(writer.file_of[name], _DTYPES[copy.dtype], tuple(copy.shape), _sha256_of(copy))
 
 
 def _sha256_of(tensor: torch.Tensor) -> str:

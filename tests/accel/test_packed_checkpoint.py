@@ -23,7 +23,7 @@ from accel import packed_checkpoint as module
 from accel.packed_checkpoint import PackedCheckpoint, write_packed
 from accel.packed_manifest import PackedError
 from golden import integer_gemm
-from quant import NMPattern, NMWeight, QuantizedLinear
+from quant import NMPattern, NMWeight, QuantizedLinear, shard_writer
 from quant.pattern_check import PatternBreach
 from verify.gemm import run_gemm
 
@@ -170,7 +170,7 @@ def test_parts_of_a_group_with_different_scales(tmp_path: Path) -> None:
 
 
 def test_many_tensors_take_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD_BYTES", 150)
+    monkeypatch.setattr(shard_writer, "SHARD_BYTES", 150)
     done: list[str] = []
     write_packed(tmp_path / "model", LAYERS, OTHERS, CONFIG, TINY, FILES, progress=done.append)
     packed = PackedCheckpoint.open(tmp_path / "model")
