@@ -215,10 +215,8 @@ def _llama_sizes(config: Mapping[str, object]) -> Sizes:
 
 
 def _mistral_sizes(config: Mapping[str, object]) -> Sizes:
-    # Without the key, transformers takes 8 heads of keys, as in Mistral-7B; null means as many as queries.
-    with_default = {"num_key_value_heads": 8, **config}
-    grouped = with_default["num_key_value_heads"] is not None
-    key_value_heads = _size(with_default, "num_key_value_heads" if grouped else "num_attention_heads")
+    # Without the key, transformers takes 8 heads of keys, as in Mistral-7B.
+    key_value_heads = _size({"num_key_value_heads": 8, **config}, "num_key_value_heads")
     return _sizes(config, key_value_heads, attention_bias=False, mlp_bias=False)
 
 
