@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from quant.formats.foreign_linear import SYMMETRIC_ZERO, ForeignLinear, groups_of, make_linear
 from quant.formats.layer_tensors import LayerTensors
-from quant.formats.packed_bits import unpack_nibbles
 from quant.pattern import NMPattern
 
-#: Nibble of a word that holds output 0, 1, ... 7 of eight: the words list outputs 0, 2, 4, 6, 1, 3, 5, 7.
-_NIBBLE_OF_OUTPUT = np.argsort([0, 2, 4, 6, 1, 3, 5, 7])
+#: Output, of the eight of a word, that each nibble holds, lowest bits first.
+_OUTPUT_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def read_awq(tensors: Mapping[str, Any], name: str, group_size: int, pattern: NMPattern | None = None) -> ForeignLinear:
@@ -58,6 +57,8 @@ def read_awq(tensors: Mapping[str, Any], name: str, group_size: int, pattern: NM
 
 def _unpack(words: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Codes [O, R] of int32 [R, O / 8] words."""
-    nibbles = unpack_nibbles(words)
-    in_order = nibbles.reshape(len(words), -1, 8)[:, :, _NIBBLE_OF_OUTPUT]
-    return np.ascontiguousarray(in_order.reshape(nibbles.shape).T)
+    by_output = np.ascontiguousarray(words.T)
+    codes = np.empty((8 * len(by_output), len(words)), dtype=np.uint8)
+    for nibble, output in enumerate(_OUTPUT_OF_NIBBLE):
+        codes[output::8] = by_output >> 4 * nibble & 15
+    return codes

@@ -72,7 +72,7 @@ def detect(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> str
         return _compressed_tensors(quantization)
     if method in ("auto-round", "intel/auto-round"):
         packing = quantization.get("packing_format")
-        if packing not in _AUTO_ROUND:
+        if not isinstance(packing, str) or packing not in _AUTO_ROUND:
             raise _unsupported(f"AutoRound files with packing_format {packing!r}")
         method = _AUTO_ROUND[packing]
     if method == "gptq":

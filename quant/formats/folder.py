@@ -145,9 +145,9 @@ def _reader(
         size = _group_size(settings)
         return lambda name: read_awq(tensors, name, size, pattern)
     if name_of_format in ("gptq", "gptq_v2"):
-        size, symmetric = _group_size(settings), settings.get("sym") is True
-        version = 1 if name_of_format == "gptq" else 2
-        return lambda name: read_gptq(tensors, name, size, version, symmetric, pattern)
+        size, version = _group_size(settings), 1 if name_of_format == "gptq" else 2
+        symmetric, ordered = settings.get("sym") is True, settings.get("desc_act") is True
+        return lambda name: read_gptq(tensors, name, size, version, symmetric, ordered, pattern)
 
     schemes = weight_schemes(settings)
     if name_of_format == "marlin-24":

@@ -11,6 +11,7 @@ from quant.formats.infer import infer_pattern
 from quant.formats.layer_tensors import LayerTensors
 from quant.linear import QuantizedLinear
 from quant.pattern import NMPattern
+from quant.pattern_check import check_pattern
 from quant.scales import integer_scales
 from quant.weight import NMWeight
 
@@ -80,9 +81,10 @@ def make_linear(
 
     Raises
     ------
+    PatternBreach
+        Naming layer, row and block, if the weight breaks the pattern.
     ValueError
-        Naming the layer, if the weight breaks the pattern (with row and block), a weight outside the mask is not
-        zero, or m does not divide the group size.
+        Naming the layer, if a weight outside the mask is not zero, or m does not divide the group size.
     """
     rows, columns = nibbles.shape
     if zero_point is None:
@@ -100,7 +102,7 @@ def make_linear(
         pattern = infer_pattern(nonzero if mask is None else mask, group_size)
     if mask is None:
         mask = np.ones((rows, columns), dtype=np.bool_) if pattern.is_dense else nonzero
-    check_pattern(layer.layer, pattern, mask, group_size)
+    check_claim(layer.layer, pattern, mask, group_size)
     two_level = integer_scales(scale)
     weight = NMWeight(
         values=nibbles.view(np.int8) - np.int8(0 if zero_point is not None else SYMMETRIC_ZERO),
@@ -114,16 +116,18 @@ def make_linear(
     return ForeignLinear(weight, layer.read_bias(rows), column_order, two_level.relative_error)
 
 
-def check_pattern(layer: str, pattern: NMPattern, mask: NDArray[np.bool_], group_size: int = -1) -> None:
+def check_claim(layer: str, pattern: NMPattern, mask: NDArray[np.bool_], group_size: int = -1) -> None:
     """Check a mask and a group size against the pattern that a file or the caller claims.
 
     Raises
     ------
+    PatternBreach
+        Naming layer, row and block.
     ValueError
-        Naming the layer, and the row and block that breaks the pattern.
+        Naming the layer, if m does not divide the group size.
     """
     try:
         pattern.check_group_size(group_size)
-        pattern.check_mask(mask)
     except ValueError as error:
-        raise ValueError(f"Layer {layer} cannot be read under pattern {pattern}: {error}") from error
+        raise ValueError(f"Layer {layer} cannot have pattern {pattern}: {error}") from None
+    check_pattern(mask, pattern, layer, "read")

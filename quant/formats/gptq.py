@@ -21,6 +21,7 @@ def read_gptq(
     group_size: int,
     version: int = 1,
     symmetric: bool = False,
+    activation_order: bool = False,
     pattern: NMPattern | None = None,
 ) -> ForeignLinear:
     """Read a linear layer of a 4-bit GPTQ checkpoint.
@@ -42,6 +43,8 @@ def read_gptq(
     symmetric : bool
         `sym` of the file's configuration. Zero points of a symmetric file are 8 whatever its version; some tools
         write those of version 2 in files that say version 1.
+    activation_order : bool
+        `desc_act` of the file's configuration: the layer then has a g_idx.
     pattern : NMPattern or None
         Pattern in the order of the groups. None takes the one that the zeros obey.
 
@@ -55,7 +58,7 @@ def read_gptq(
     words = layer.read("qweight", ("int32",), (None, None), "[K / 8, O]")
     rows, columns = words.shape[1], words.shape[0] * 8
     group_of_column = None
-    if "g_idx" in layer:
+    if activation_order or "g_idx" in layer:
         group_of_column = layer.read("g_idx", ("int32", "int64"), (columns,), "[K]").astype(np.int64)
     groups = groups_of(columns, group_size)
     scale = layer.read_floats("scales", (groups, rows), "[groups, O]").T

@@ -60,10 +60,11 @@ def read_pack_quantized(
             f"({rows}, {-(-columns // 8)}).",
         )
     scale = layer.read_floats("weight_scale", (rows, None), "[O, groups]")
-    group_size = choose_group_size(layer, "weight_zero_point" in layer, scale.shape[1], columns, schemes)
+    scheme = choose_scheme(layer, "weight_zero_point" in layer, scale.shape[1], columns, schemes)
+    group_size = scheme.group_size
     zero_point = read_zero_point(layer, rows, scale.shape[1])
     order = None
-    if "weight_g_idx" in layer:
+    if scheme.activation_order or "weight_g_idx" in layer:
         group_of_column = layer.read("weight_g_idx", ("int32", "int64"), (columns,), "[K]").astype(np.int64)
         # A file without activation order may hold -1 everywhere.
         if not (group_of_column == -1).all():
@@ -90,19 +91,19 @@ def read_pack_quantized(
     )
 
 
-def choose_group_size(
+def choose_scheme(
     layer: LayerTensors, asymmetric: bool, groups: int, columns: int, schemes: Sequence[WeightScheme]
-) -> int:
-    """Group size of a layer with so many groups per row, from the schemes of the configuration.
+) -> WeightScheme:
+    """The first scheme of the configuration that a layer with so many groups per row fits.
 
     Raises
     ------
     ValueError
-        If no scheme fits, or without schemes if the groups do not divide K evenly.
+        If none fits, or without schemes if the groups do not divide K evenly.
     """
     for scheme in schemes:
         if scheme.symmetric != asymmetric and groups_of(columns, scheme.group_size) == groups:
-            return scheme.group_size
+            return scheme
     if schemes:
         known = ", ".join(
             f"{'symmetric' if scheme.symmetric else 'asymmetric'} weights in groups of {scheme.group_size}"
@@ -114,10 +115,10 @@ def choose_group_size(
             f"no scheme of the file: {known}.",
         )
     if groups == 1:
-        return -1
+        return WeightScheme(-1, not asymmetric)
     if columns % groups:
         raise layer.fault("weight_scale", f"has {groups} scales per row, which do not divide K = {columns} evenly.")
-    return columns // groups
+    return WeightScheme(columns // groups, not asymmetric)
 
 
 def read_zero_point(layer: LayerTensors, rows: int, groups: int) -> NDArray[np.uint8] | None:

@@ -12,6 +12,8 @@ class WeightScheme(NamedTuple):
     #: Weights per scale along K, -1 for a whole row.
     group_size: int
     symmetric: bool
+    #: Whether groups are of columns in activation order, so that each layer has a weight_g_idx.
+    activation_order: bool = False
 
 
 def weight_schemes(quantization_config: Mapping[str, Any]) -> tuple[WeightScheme, ...]:
@@ -46,7 +48,8 @@ def weight_schemes(quantization_config: Mapping[str, Any]) -> tuple[WeightScheme
             raise ValueError(
                 f"Config group {name} of quantization_config has group_size {size!r}; it must be positive."
             )
-        schemes.add(WeightScheme(size, bool(weights.get("symmetric", True))))
+        ordered = weights.get("actorder") in ("group", True) and size != -1
+        schemes.add(WeightScheme(size, bool(weights.get("symmetric", True)), ordered))
     if groups and not schemes:
         raise ValueError(
             f"The file holds {', '.join(others)}; of compressed-tensors files, 4-bit int weights per group or channel "

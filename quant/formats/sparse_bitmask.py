@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.formats.foreign_linear import SYMMETRIC_ZERO, ForeignLinear, PrunedLinear, check_pattern, make_linear
+from quant.formats.foreign_linear import SYMMETRIC_ZERO, ForeignLinear, PrunedLinear, check_claim, make_linear
 from quant.formats.infer import infer_pattern
 from quant.formats.layer_tensors import LayerTensors
-from quant.formats.pack_quantized import choose_group_size, read_zero_point, to_nibbles
+from quant.formats.pack_quantized import choose_scheme, read_zero_point, to_nibbles
 from quant.formats.packed_bits import unpack_mask
 from quant.formats.schemes import WeightScheme
 from quant.pattern import NMPattern
@@ -106,7 +106,7 @@ def read_sparse_24(
     rows, columns = layer.read_matrix_shape("shape", column=True)
     mask = _read_mask(layer, rows, columns)
     values = _read_values(layer, (rows, columns // 2), "[O, K / 2]")
-    check_pattern(name, _TWO_OF_FOUR, mask)
+    check_claim(name, _TWO_OF_FOUR, mask)
     _check_count(layer, values.size, int(np.count_nonzero(mask)))
     return _scatter(layer, values.ravel(), mask, schemes, pattern or _TWO_OF_FOUR)
 
@@ -141,17 +141,19 @@ def _scatter(
     if values.dtype != np.int8:
         if pattern is None:
             pattern = infer_pattern(mask)
-        check_pattern(layer.layer, pattern, mask)
+        check_claim(layer.layer, pattern, mask)
         weight = np.zeros(mask.shape, dtype=np.float32)
         weight[mask] = values
         return PrunedLinear(weight, mask, pattern, layer.read_bias(rows))
     scale = layer.read_floats("weight_scale", (rows, None), "[O, groups]")
     groups = scale.shape[1]
-    group_size = choose_group_size(layer, "weight_zero_point" in layer, groups, columns, schemes)
+    scheme = choose_scheme(layer, "weight_zero_point" in layer, groups, columns, schemes)
+    if scheme.activation_order:
+        raise ValueError(f"Layer {layer.layer} has activation order, with which a sparse file cannot be read.")
     zero_point = read_zero_point(layer, rows, groups)
     nibbles = np.full(mask.shape, SYMMETRIC_ZERO, dtype=np.uint8)
     nibbles[mask] = to_nibbles(layer, "compressed", values)
     # The bitmask lists codes that are not 0. In an asymmetric layer a pruned weight has the code of its zero point,
     # so that the bitmask says nothing about what is kept.
     kept = mask if zero_point is None else None
-    return make_linear(layer, nibbles, scale, group_size, zero_point=zero_point, pattern=pattern, mask=kept)
+    return make_linear(layer, nibbles, scale, scheme.group_size, zero_point=zero_point, pattern=pattern, mask=kept)
