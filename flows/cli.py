@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_quantize import quantize
 from flows.core_choice import ConfigOption, PresetOption, choose_core
 from flows.terminal import (
     EXIT_DEFECT,
@@ -557,6 +558,17 @@ def demo(json_output: JsonFlag = False) -> Report:
 
     shown = demonstrate()
     return Report(shown.document(), demo_view(shown), exit_code=EXIT_OK if shown.match else EXIT_MISMATCH)
+
+
+app.command(
+    cls=Command,
+    epilog=examples(
+        "nimble quantize ./my-model -o packed --max-loss 0.5%",
+        "nimble quantize ./my-model -o packed --max-loss 1% --objective cycles --memory lpddr5-6400 --text my.txt",
+        "nimble quantize ./my-model -o packed --pattern 2:4 --group 64",
+        "nimble quantize ./my-model -o for-vllm --recipe packed/recipe.toml --format compressed-tensors",
+    ),
+)(quantize)
 
 
 def main() -> None:

@@ -1,0 +1,298 @@
+"""A model on disk, pruned and quantised by hand or by a search, and written for the accelerator or for other tools.
+
+Three texts are drawn that share no token: one calibrates the layers, one tells a search how much each layer alone
+would cost, and one, which neither has seen, judges the whole model before and after. A run keeps what it has finished
+in a work folder, goes on from there when it is started again, and removes it at its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flows.atomic_file import write_text
+from flows.layer_costs import LayerCosts, Pass
+from flows.quantization import LayerResult, Quantization, relative, settings_document
+from flows.quantize_options import LENGTH, Aim, Job
+from flows.recipe import Recipe
+from flows.terminal import progress
+from quant import LayerSettings
+from quant.blocks import BlockModel, perplexity
+from quant.model_folder import ModelFolder
+from quant.pattern_check import check_pattern
+from quant.quantize_model import quantize_model
+from quant.quantized_model import QuantizedModel
+from quant.run_folder import RunFolder
+from quant.search import Choice, Search, search_choice
+from quant.sensitivity import Sensitivities, measure_sensitivities
+from quant.text import read_tokens
+
+#: Files beside the weights that go with the model.
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def quantize_by_hand(job: Job, recipe: Recipe, others: Mapping[str, Any], awq: bool = False) -> Quantization:
+    """Quantise a model by a recipe and write it.
+
+    Parameters
+    ----------
+    others
+        Fields of `LayerSettings` for what the recipe leaves out.
+    awq
+        Whether input features are scaled first, unless the recipe says.
+
+    Raises
+    ------
+    ValueError
+        If the model, the recipe or the text is not possible, or the work folder belongs to another run.
+    PatternBreach
+        If a layer breaks its pattern at any stage.
+    OSError
+        If a file cannot be read or written.
+    """
+    run = _Run(job, Pass())
+    recipe.check(run.folder.linears)
+    choice = {name: recipe.rule_of(name).settings(others) for name in run.folder.linears}
+    if all(settings is None for settings in choice.values()):
+        raise ValueError(f"{recipe.name} leaves every layer float; nothing would be quantised.")
+    run.costs.check(choice.items())
+    scaled = awq if recipe.awq is None else recipe.awq
+    with run.working():
+        before = run.judge("Perplexity of the float model", run.float_model)
+        model = run.quantize(choice, scaled)
+        after = run.judge("Perplexity of the quantised model", BlockModel(model))
+        result = run.result(choice, model, scaled, before, after)
+        run.export(model, choice, result)
+    return result
+
+
+def quantize_automatically(job: Job, aim: Aim) -> Quantization:
+    """Choose each layer's settings by a search, quantise the model so and write it.
+
+    Raises
+    ------
+    ValueError
+        If the model, a candidate or the text is not possible, no choice keeps to the allowed rise, or the work
+        folder belongs to another run.
+    PatternBreach
+        If a layer breaks its pattern at any stage.
+    OSError
+        If a file cannot be read or written.
+    """
+    run = _Run(job, aim.counted)
+    run.costs.check((name, one) for name in run.folder.linears for one in aim.candidates)
+    cost = run.costs.of(aim.objective)
+    with run.working():
+        before = run.judge("Perplexity of the float model", run.float_model)
+        sensitivities = run.measure_layers(aim, cost)
+        allowed = math.log1p(aim.max_loss)
+
+        def measure(choice: Choice) -> float:
+            return run.try_choice(choice, before, allowed)
+
+        search = search_choice(sensitivities, cost, allowed, measure, aim.rounds)
+        best = search.best
+        if best is None:
+            least = min(relative(trial.measured) for trial in search.trials)
+            raise ValueError(
+                f"No choice keeps to a rise of {aim.max_loss:.3%}: the smallest that was measured, in "
+                f"{len(search.trials)} trials, is {least:.3%}; allow more, or judge on more text."
+            )
+        model = run.quantize(best.choice, awq=False)
+        after = before * math.exp(best.measured)
+        result = run.result(best.choice, model, False, before, after, sensitivities, aim, search)
+        run.export(model, best.choice, result)
+    return result
+
+
+class _Run:
+    """One run: what its steps share."""
+
+    def __init__(self, job: Job, counted: Pass) -> None:
+        self.job = job
+        self.folder = ModelFolder.open(job.model)
+        if self.folder.quantization is not None:
+            raise ValueError(f"{job.model} is quantised already; give the folder of the float model.")
+        self.costs = LayerCosts(self.folder, job.core.config, counted)
+        longest = self.folder.config.get("max_position_embeddings", LENGTH)
+        self.length = min(LENGTH, longest) if job.length is None else job.length
+        if self.length > longest:
+            raise ValueError(
+                f"--length is {self.length}; the model is made for at most {longest} tokens (its "
+                "max_position_embeddings)."
+            )
+        self.calibration = self._tokens(job.samples, "calibration")
+        self.judging = self._tokens(job.held_out, "evaluation")
+
+    def _tokens(self, samples: int, part: str) -> torch.Tensor:
+        return read_tokens(self.folder, self.job.text, samples, self.length, self.job.seed, part)
+
+    @property
+    def held_out(self) -> torch.Tensor:
+        """Samples of the calibration's part of the text that calibration itself does not see."""
+        more = self._tokens(self.job.samples + self.job.held_out, "calibration")
+        # Of one seed, few samples are among many, and both are in the text's order.
+        rest, following = [], iter([*self.calibration, None])
+        sample = next(following)
+        for row in more:
+            if sample is not None and torch.equal(row, sample):
+                sample = next(following)
+            else:
+                rest.append(row)
+        return torch.stack(rest)
+
+    @cached_property
+    def float_model(self) -> BlockModel:
+        return BlockModel(self.folder)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the work folder, which goes away at the end unless the run is stopped."""
+        work = RunFolder(self.job.work_folder, {"what": "nimble quantize"})
+        try:
+            yield
+            shutil.rmtree(work.path)
+        finally:
+            work.close()
+
+    def judge(self, title: str, model: BlockModel) -> float:
+        with progress(title, total=model.blocks) as bar:
+            return perplexity(model, self.judging, progress=lambda done, blocks: bar.advance())
+
+    def measure_layers(self, aim: Aim, cost: Callable[[str, LayerSettings | None], int]) -> Sensitivities:
+        with progress("Measuring layers", total=len(self.folder.linears)) as bar:
+            return measure_sensitivities(
+                self.folder,
+                aim.candidates,
+                self.calibration,
+                self.held_out,
+                cost,
+                self.job.work_folder / "sensitivities",
+                progress=lambda name: bar.advance(),
+            )
+
+    def quantize(self, choice: Choice, awq: bool) -> QuantizedModel:
+        with progress("Quantising layers", total=sum(settings is not None for settings in choice.values())) as bar:
+            done = 0
+
+            def advance(finished: int, layers: int) -> None:
+                nonlocal done
+                bar.advance(finished - done)
+                done = finished
+
+            return quantize_model(
+                self.folder, choice.get, self.calibration, self._quantised(choice, awq), awq, self.job.seed, advance
+            )
+
+    def _quantised(self, choice: Choice, awq: bool) -> Path:
+        return self.job.work_folder / f"quantised-{_digest(choice, awq)}"
+
+    def try_choice(self, choice: Choice, before: float, allowed: float) -> float:
+        """Rise of the loss with a choice for the whole model; what was tried before is not tried again."""
+        record = self.job.work_folder / f"trial-{_digest(choice, awq=False)}.json"
+        if record.exists():
+            return float(json.loads(record.read_text(encoding="utf-8"))["rise"])
+        model = self.quantize(choice, awq=False)
+        rise = math.log(self.judge("Perplexity of a trial", BlockModel(model)) / before)
+        write_text(record, json.dumps({"rise": rise}))
+        if rise > allowed:
+            shutil.rmtree(self._quantised(choice, awq=False))
+        return rise
+
+    def result(
+        self,
+        choice: Choice,
+        model: QuantizedModel,
+        awq: bool,
+        before: float,
+        after: float,
+        sensitivities: Sensitivities | None = None,
+        aim: Aim | None = None,
+        search: Search | None = None,
+    ) -> Quantization:
+        layers = []
+        for name, settings in choice.items():
+            rise = None
+            if sensitivities is not None and settings is not None:
+                rise = sensitivities.layers[name][settings].loss
+            layers.append(
+                LayerResult(
+                    name,
+                    settings,
+                    self.costs.weights(name),
+                    self.costs.bits(name, settings),
+                    model.errors.get(name),
+                    rise,
+                )
+            )
+        return Quantization(
+            job=self.job,
+            awq=awq,
+            length=self.length,
+            layers=tuple(layers),
+            float_bits=sum(self.costs.bits(name, None) for name in choice),
+            float_perplexity=before,
+            perplexity=after,
+            aim=aim,
+            search=search,
+        )
+
+    def export(self, model: QuantizedModel, choice: Choice, result: Quantization) -> None:
+        """Write the model, read it again, check every pattern, and only then give it its name."""
+        recipe = Recipe.of_choices("recipe.toml", choice, result.awq)
+        extra = {name: (self.job.model / name).read_bytes() for name in _COMPANIONS if (self.job.model / name).exists()}
+        extra["recipe.toml"] = recipe.to_toml().encode()
+        extra["report.json"] = (json.dumps(result.document(), indent=2, allow_nan=False) + "\n").encode()
+        output = Path(os.path.abspath(self.job.output))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part"))
+        try:
+            with progress("Writing tensors", total=len(model.layers) + len(model.tensors)) as bar:
+                self._write(holder / output.name, model, choice, extra, lambda name: bar.advance())
+            if os.path.lexists(output):
+                raise FileExistsError(f"{self.job.output} has come into being meanwhile; the work is kept.")
+            os.rename(holder / output.name, output)
+        finally:
+            shutil.rmtree(holder, ignore_errors=True)
+
+    def _write(
+        self,
+        path: Path,
+        model: QuantizedModel,
+        choice: Choice,
+        extra: Mapping[str, bytes],
+        done: Callable[[str], None],
+    ) -> None:
+        from accel.packed_checkpoint import PackedCheckpoint, write_packed
+
+        write_packed(path, model.layers, model.tensors, model.config, self.job.core.config, extra, progress=done)
+        for name, linear in PackedCheckpoint.open(path).layers.items():
+            settings = choice[name]
+            assert settings is not None  # or it would not be there
+            check_pattern(linear.weight, settings.pattern, name, "reload")
+
+
+def _digest(choice: Choice, awq: bool) -> str:
+    text = json.dumps([awq, {name: settings_document(settings) for name, settings in choice.items()}], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

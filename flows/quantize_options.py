@@ -1,0 +1,140 @@
+"""What a quantisation is asked for: the model, the texts and the output, and what a search may choose from."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.core_choice import ChosenCore
+from flows.layer_costs import Pass
+from quant import LayerSettings, NMPattern
+
+FORMATS = ("packed", "compressed-tensors")
+
+#: Tokens of a sample unless the model is made for fewer.
+LENGTH = 512
+
+#: Settings that a search chooses from, as `read_candidates` reads them.
+CANDIDATES = "dense/128,dense/32,3:4,4:8,2:4,1:4"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is quantised, with which text, and where it goes.
+
+    Raises
+    ------
+    ValueError
+        If a number or a name is not possible.
+    OSError
+        If the output exists.
+    """
+
+    model: Path
+    output: Path
+    core: ChosenCore
+    #: UTF-8 text; None is the text that ships with CPython.
+    text: Path | None = None
+    #: Samples that calibrate, and samples of each of the other two texts.
+    samples: int = 64
+    held_out: int = 16
+    #: Tokens of a sample; None is `LENGTH`, or what the model is made for.
+    length: int | None = None
+    seed: int = 0
+    #: None is a hidden folder beside the output.
+    work: Path | None = None
+    #: One of `FORMATS`.
+    format: str = "packed"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"The format is {self.format!r}; it must be one of {', '.join(FORMATS)}.")
+        for option, value in (("--samples", self.samples), ("--held-out", self.held_out)):
+            if value < 1:
+                raise ValueError(f"{option} is {value}; it must be 1 or more.")
+        if os.path.lexists(self.output):
+            raise FileExistsError(f"{self.output} exists already; give the name of a new folder.")
+
+    @property
+    def work_folder(self) -> Path:
+        """Where a run keeps what it has finished."""
+        output = Path(os.path.abspath(self.output))
+        return output.with_name(f".{output.name}.work") if self.work is None else self.work
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a search allows and makes small."""
+
+    #: Allowed relative rise of the perplexity: 0.005 for 0.5 %.
+    max_loss: float
+    candidates: tuple[LayerSettings, ...]
+    #: One of `flows.layer_costs.OBJECTIVES`.
+    objective: str = "size"
+    counted: Pass = field(default_factory=Pass)
+    #: Whole models to try before settling for gentle settings.
+    rounds: int = 4
+
+
+def read_max_loss(text: str) -> float:
+    """Return 0.005 for ``0.5%``.
+
+    Raises
+    ------
+    ValueError
+        It is no positive percentage.
+    """
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number) / 100
+    except ValueError:
+        value = math.nan
+    if not text.strip().endswith("%") or not 0 < value < math.inf:
+        raise ValueError(
+            f"--max-loss is {text!r}; it is the allowed rise of the perplexity as a positive percentage, such as 0.5%."
+        )
+    return value
+
+
+def read_candidates(text: str, others: Mapping[str, Any]) -> tuple[LayerSettings, ...]:
+    """Return the settings of a list such as ``dense/32,2:4,2:4/64/wanda-gptq``: pattern, group and method of each.
+
+    Parameters
+    ----------
+    others
+        Fields of `LayerSettings` for what an item leaves out, and for all else.
+
+    Raises
+    ------
+    ValueError
+        An item is not possible, or stands twice.
+    """
+    settings: list[LayerSettings] = []
+    for item in text.split(","):
+        pattern, *more = item.strip().split("/")
+        if len(more) > 2:
+            raise ValueError(f"The candidate {item!r} was given; it is a pattern, and perhaps a group and a method.")
+        fields = dict(others)
+        if more:
+            if not more[0].removeprefix("-").isdigit():
+                raise ValueError(f"The candidate {item!r} has the group {more[0]!r}; it must be an integer.")
+            fields["group_size"] = int(more[0])
+        if more[1:]:
+            fields["method"] = more[1]
+        try:
+            chosen = LayerSettings(NMPattern.parse(pattern), **fields)
+        except ValueError as error:
+            raise ValueError(f"The candidate {item!r} is not possible: {error}") from None
+        if chosen in settings:
+            raise ValueError(f"The candidate {item!r} was given twice.")
+        settings.append(chosen)
+    return tuple(settings)
+
+
+def fitting_candidates(settings: Sequence[LayerSettings], core: ChosenCore) -> tuple[LayerSettings, ...]:
+    """Return those whose blocks fit the core's window."""
+    return tuple(one for one in settings if one.pattern.is_dense or one.pattern.m <= core.config.m_max)
