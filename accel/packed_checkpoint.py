@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,31 +35,12 @@ from accel.packed_manifest import (
 from accel.stream import HEADER_BYTES, PackedStream, StreamLayout, pack, unpack
 from quant import NMWeight, QuantizedLinear
 from quant.atomic_folder import new_folder
+from quant.lazy_mapping import LazyMapping
 from quant.pattern_check import check_pattern
 from quant.shard_writer import ShardWriter
 
 #: quant_method in the config.json of a packed folder: what transformers names when it refuses it.
 QUANT_METHOD = "nimble"
-
-Item = TypeVar("Item")
-
-
-class _Lazy(Mapping[str, Item], Generic[Item]):
-    """A mapping whose values are read when they are asked for."""
-
-    def __init__(self, names: tuple[str, ...], read: Callable[[str], Item]) -> None:
-        self._names, self._read = dict.fromkeys(names), read
-
-    def __getitem__(self, name: str) -> Item:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class PackedCheckpoint:
@@ -79,8 +60,8 @@ class PackedCheckpoint:
     def __init__(self, path: Path, manifest: Manifest, config: dict[str, Any]) -> None:
         """Hold what `open` has checked."""
         self.path, self.manifest, self.config = path, manifest, config
-        self.layers = _Lazy(tuple(manifest.layers), self._layer)
-        self.others = _Lazy(manifest.others, self.tensor)
+        self.layers = LazyMapping(manifest.layers, self._layer)
+        self.others = LazyMapping(manifest.others, self.tensor)
 
     @classmethod
     def open(cls, path: str | Path) -> PackedCheckpoint:

@@ -49,12 +49,13 @@ def new_folder(path: str | Path, may_replace: Callable[[Path], None] | None = No
     aside = temporary.with_suffix(".old")
     try:
         yield temporary
-        # mkdtemp makes the folder private; a result is as readable as any folder the user creates.
+        # mkdtemp makes the folder private, and safetensors its files; a result is as readable as what the user creates.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         for folder, _, files in os.walk(temporary):
             for file in files:
+                os.chmod(Path(folder) / file, 0o666 & ~umask)
                 _flush(Path(folder) / file)
             _flush(Path(folder))
         if os.path.lexists(path) and may_replace is not None:

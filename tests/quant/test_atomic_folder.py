@@ -24,6 +24,7 @@ def test_it_has_its_name_only_when_it_is_done(tmp_path: Path) -> None:
     target = tmp_path / "new" / "model"
     with new_folder(target) as folder:
         (folder / "file").write_text("x")
+        (folder / "file").chmod(0o600)
         assert not target.exists()
         assert folder.parent == target.parent
     assert entries(target.parent) == ["model"]
@@ -31,6 +32,7 @@ def test_it_has_its_name_only_when_it_is_done(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert target.stat().st_mode & 0o777 == 0o777 & ~umask
+    assert (target / "file").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_an_old_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
