@@ -14,7 +14,8 @@ def run_fl(config: CoreConfig, stream: PackedStream, acts: bytes, tokens: int, *
     """Result image of a GEMM: what the core writes for this stream and this activation image.
 
     Decodes the stream's scales, codes and values and gathers the activations that they point at; the dense
-    matrix is never built. Exact integers: a partial sum stays below 2^31 · 2^8, an accumulator below 2^63.
+    matrix is never built. Exact integers: a partial sum times its scale stays below 2^31 · 2^15, an accumulator
+    below 2^54.
     """
     layout = stream.layout
     stream.require_core(config)

@@ -59,6 +59,7 @@ MUTANTS = [
     ("row_feeder/RowFeederRTL.py", "min(i + step, inputs - 1)", "min(i + 1, inputs - 1)"),
     ("ram/RamRTL.py", "if s.row == last:", "if s.row == last - 1:"),
     ("unpacker/UnpackerRTL.py", "(s.value_free >= s.cmd.value_words)", "(s.value_free != 0)"),
+    ("unpacker/UnpackerRTL.py", "s.header_part << 1", "s.header_part"),
     ("act_buffer/ActBufferRTL.py", "(s.free >= s.cmd.block_words)", "(s.free != 0)"),
     ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= 0"),
     ("sequencer/SequencerRTL.py", "elif s.halves_free == 0:", "elif s.halves_free == 3:"),

@@ -79,13 +79,18 @@ RARE = {
         {"rows": 1, "lanes": 1, "window": 1, "k_max": 3, "group_max": 1, "slice_bytes": 1, "weight_tiles": 2},
         (1, 3, 4, None),
     ),
+    "headers of two slices": (
+        {"rows": 1, "lanes": 2, "window": 2, "k_max": 8, "group_max": 2, "slice_bytes": 2, "weight_tiles": 2}
+        | {"scale_bits": 16},
+        (1, 8, 5, Memory(Fraction(3, 2), 3, 0)),
+    ),
 }
 
 
 @pytest.mark.parametrize(("core", "sizes"), RARE.values(), ids=RARE)
 def test_all_that_makes_a_state(core, sizes):
     asymmetric = core["slice_bytes"] > 1
-    config = TINY.replace(**SMALL, **core, columns=1, asymmetric=asymmetric, act_words=16)
+    config = TINY.replace(**{**SMALL, **core}, columns=1, asymmetric=asymmetric, act_words=16)
     tokens, features, outputs, memory = sizes
     case = Case(config, NMPattern(1, 1), tokens, features, outputs, -1, symmetric=not asymmetric, memory=memory)
     equals_the_core(case, "rtl")
