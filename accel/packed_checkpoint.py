@@ -33,7 +33,7 @@ from accel.packed_manifest import (
     TensorEntry,
 )
 from accel.stream import HEADER_BYTES, PackedStream, StreamLayout, pack, unpack
-from quant import NMWeight, QuantizedLinear
+from quant import NMPattern, NMWeight, QuantizedLinear
 from quant.atomic_folder import new_folder
 from quant.lazy_mapping import LazyMapping
 from quant.pattern_check import check_pattern
@@ -191,7 +191,8 @@ def write_packed(
     """Pack a model's layers for a core and write them with the rest of the model into a new folder.
 
     Layers and tensors are taken one after the other. Each stream is taken apart again and compared with the weight,
-    and its pattern is checked. The folder appears under its name when it is complete.
+    and its pattern is checked; patterns are checked once more as they are read from the complete folder, which only
+    then gets its name.
 
     Parameters
     ----------
@@ -228,8 +229,10 @@ def write_packed(
         writer = ShardWriter(folder, "nimble-{:05}.safetensors".format)
         tensors: dict[str, TensorEntry] = {}
         entries: dict[str, LayerEntry] = {}
+        patterns: dict[str, NMPattern] = {}
         for name, linear in layers.items():
             stream = _packed(name, linear.weight, core)
+            patterns[name] = linear.weight.pattern
             entries[name] = LayerEntry.of(
                 stream.layout,
                 stream.to_bytes()[:HEADER_BYTES],
@@ -262,6 +265,8 @@ def write_packed(
         for name, data in contents.items():
             (folder / name).write_bytes(data)
         (folder / MANIFEST).write_bytes(_json(manifest.document(), MANIFEST))
+        for name, linear in PackedCheckpoint.open(folder).layers.items():
+            check_pattern(linear.weight, patterns[name], name, "reload")
 
 
 def _with_whole_groups(weight: NMWeight, layout: StreamLayout) -> NMWeight:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_models import register as register_models
 from flows.cli_quantize import quantize
 from flows.core_choice import ConfigOption, PresetOption, choose_core
 from flows.terminal import (
@@ -569,6 +570,7 @@ app.command(
         "nimble quantize ./my-model -o for-vllm --recipe packed/recipe.toml --format compressed-tensors",
     ),
 )(quantize)
+register_models(app)
 
 
 def main() -> None:
