@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from flows.cli_accuracy import register as register_accuracy
 from flows.cli_models import register as register_models
 from flows.cli_quantize import quantize
 from flows.core_choice import ConfigOption, PresetOption, choose_core
@@ -571,6 +572,7 @@ app.command(
     ),
 )(quantize)
 register_models(app)
+register_accuracy(app)
 
 
 def main() -> None:

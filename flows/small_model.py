@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -73,6 +74,10 @@ class Training:
     trained_bytes: int
     #: Mean loss of the last tenth of the steps, in nats a byte.
     last_loss: float
+
+    def document(self) -> dict[str, Any]:
+        """Return what ``--json`` prints of it."""
+        return asdict(self)
 
 
 def train_small_model(
