@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,35 +19,24 @@ from typing import Any
 
 import torch
 
+from accel.packed_checkpoint import write_packed
 from flows.atomic_file import write_text
 from flows.layer_costs import LayerCosts, Pass
 from flows.quantization import LayerResult, Quantization, relative, settings_document
-from flows.quantize_options import LENGTH, Aim, Job
+from flows.quantize_options import LENGTH, PACKED, Aim, Job
 from flows.recipe import Recipe
+from flows.stored_model import COMPANIONS
 from flows.terminal import progress
 from quant import LayerSettings
 from quant.blocks import BlockModel, perplexity
+from quant.formats.compressed_tensors_folder import write_compressed_tensors
 from quant.model_folder import ModelFolder
-from quant.pattern_check import check_pattern
 from quant.quantize_model import quantize_model
 from quant.quantized_model import QuantizedModel
 from quant.run_folder import RunFolder
 from quant.search import Choice, Search, search_choice
 from quant.sensitivity import Sensitivities, measure_sensitivities
 from quant.text import read_tokens
-
-#: Files beside the weights that go with the model.
-_COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
 def quantize_by_hand(job: Job, recipe: Recipe, others: Mapping[str, Any], awq: bool = False) -> Quantization:
@@ -259,38 +246,23 @@ class _Run:
         )
 
     def export(self, model: QuantizedModel, choice: Choice, result: Quantization) -> None:
-        """Write the model, read it again, check every pattern, and only then give it its name."""
-        recipe = Recipe.of_choices("recipe.toml", choice, result.awq)
-        extra = {name: (self.job.model / name).read_bytes() for name in _COMPANIONS if (self.job.model / name).exists()}
-        extra["recipe.toml"] = recipe.to_toml().encode()
+        """Write the model; the writers read it again and check every pattern before it gets its name."""
+        job = self.job
+        extra = {name: (job.model / name).read_bytes() for name in COMPANIONS if (job.model / name).is_file()}
+        extra["recipe.toml"] = Recipe.of_choices("recipe.toml", choice, result.awq).to_toml().encode()
         extra["report.json"] = (json.dumps(result.document(), indent=2, allow_nan=False) + "\n").encode()
-        output = Path(os.path.abspath(self.job.output))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part"))
-        try:
-            with progress("Writing tensors", total=len(model.layers) + len(model.tensors)) as bar:
-                self._write(holder / output.name, model, choice, extra, lambda name: bar.advance())
-            if os.path.lexists(output):
-                raise FileExistsError(f"{self.job.output} has come into being meanwhile; the work is kept.")
-            os.rename(holder / output.name, output)
-        finally:
-            shutil.rmtree(holder, ignore_errors=True)
+        packed = job.format == PACKED
+        layers = len(model.layers)
+        with progress("Writing layers", total=layers + (len(model.tensors) if packed else layers)) as bar:
 
-    def _write(
-        self,
-        path: Path,
-        model: QuantizedModel,
-        choice: Choice,
-        extra: Mapping[str, bytes],
-        done: Callable[[str], None],
-    ) -> None:
-        from accel.packed_checkpoint import PackedCheckpoint, write_packed
+            def advance(name: str) -> None:
+                bar.advance()
 
-        write_packed(path, model.layers, model.tensors, model.config, self.job.core.config, extra, progress=done)
-        for name, linear in PackedCheckpoint.open(path).layers.items():
-            settings = choice[name]
-            assert settings is not None  # or it would not be there
-            check_pattern(linear.weight, settings.pattern, name, "reload")
+            if packed:
+                core = job.core.config
+                write_packed(job.output, model.layers, model.tensors, model.config, core, extra, progress=advance)
+            else:
+                write_compressed_tensors(job.output, model.layers, model.tensors, model.config, extra, progress=advance)
 
 
 def _digest(choice: Choice, awq: bool) -> str:

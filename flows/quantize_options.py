@@ -13,7 +13,7 @@ from flows.core_choice import ChosenCore
 from flows.layer_costs import Pass
 from quant import LayerSettings, NMPattern
 
-FORMATS = ("packed", "compressed-tensors")
+PACKED, COMPRESSED_TENSORS = FORMATS = ("packed", "compressed-tensors")
 
 #: Tokens of a sample unless the model is made for fewer.
 LENGTH = 512
@@ -48,7 +48,7 @@ class Job:
     #: None is a hidden folder beside the output.
     work: Path | None = None
     #: One of `FORMATS`.
-    format: str = "packed"
+    format: str = PACKED
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

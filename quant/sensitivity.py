@@ -163,7 +163,7 @@ class _Measurement:
                 for linear in group.linears:
                     name = f"{self.architecture.block(index)}.{linear}"
                     file = self.work.path / "layers" / f"{name}.json"
-                    found = _read(file) if file.exists() else None
+                    found = _read(file, len(self.settings)) if file.exists() else None
                     if found is None:
                         if statistics is None:
                             statistics = collect_statistics(model, block, activations, linear)
@@ -248,7 +248,7 @@ def worth_measuring(costs: Sequence[int], errors: Sequence[float]) -> list[int]:
     ]
 
 
-def _read(file: Path) -> list[Sensitivity]:
+def _read(file: Path, settings: int) -> list[Sensitivity]:
     """A finished layer's file.
 
     Raises
@@ -257,9 +257,12 @@ def _read(file: Path) -> list[Sensitivity]:
         If it is not one.
     """
     try:
-        return [
+        found = [
             Sensitivity(float(error), None if loss is None else float(loss))
             for error, loss in json.loads(file.read_bytes())
         ]
+        if len(found) != settings:
+            raise ValueError(f"it holds {len(found)} measurements in place of {settings}")
+        return found
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {error}; delete it to have it measured again.") from None
