@@ -39,7 +39,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # an interrupt may come right after the rename
+            os.unlink(temporary)
         raise
 
 

@@ -57,7 +57,7 @@ class ModelFolder:
     sizes: Sizes
     #: Full names of the linear layers of all blocks, in order of execution.
     linears: tuple[str, ...]
-    #: Names of all tensors, under their present names in transformers.
+    #: Names of all tensors that hold weights, under their present names in transformers.
     tensor_names: frozenset[str]
     #: The quantization_config of config.json, or None.
     quantization: dict[str, Any] | None
@@ -83,6 +83,8 @@ class ModelFolder:
         self._places: dict[str, tuple[str, str]] = {}
         for file, header in self._headers.items():
             for name in header:
+                if self.architecture.unused.fullmatch(name):
+                    continue
                 present = self.architecture.renamed.get(name, name)
                 if present in self._places:
                     raise ValueError(f"{path} holds {present} twice: in {self._places[present][0]} and in {file}.")
@@ -185,11 +187,10 @@ class ModelFolder:
             self._check_tensor(name, shape)
         allowed = {f"{self.architecture.head}.weight"} if self.sizes.tied else set()
         for name in sorted(self.tensor_names - expected.keys() - allowed):
-            if self.architecture.unused.fullmatch(name) or name.rpartition(".")[0] in quantised:
-                continue
-            raise ValueError(
-                f"{self.path} holds {name}, which a {self.architecture.name} of its config.json does not have."
-            )
+            if name.rpartition(".")[0] not in quantised:
+                raise ValueError(
+                    f"{self.path} holds {name}, which a {self.architecture.name} of its config.json does not have."
+                )
 
     def _quantised_prefixes(self) -> set[str]:
         """Linear layers of a quantised folder that have tensors, but no plain weight."""
