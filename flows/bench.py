@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from accel.memory import Memory
 from accel.naming import module_name
 from accel.stream import StreamLayout, layout_for, pack
 from accel.timing import gemm_timings
-from flows.info import pattern_name
+from flows.info import FP16_BITS, pattern_name
 from flows.memories import CLOCK_MHZ, DEFAULT_MEMORY, MEMORIES
 from flows.simulate import LayerGemm, build_model
 from flows.terminal import progress
@@ -44,6 +44,10 @@ TARGET_RATIO = 10
 #: Distinct layer shapes that the timing model is timed on, and how many a second it shall do.
 SHAPES = 10_000
 TARGET_SHAPES_PER_SECOND = 10_000
+
+#: Patterns that packing is timed with where the core runs them, and how many bytes of their weights in FP16 it shall take a second.
+PACKED_PATTERNS = ("dense", "2:4", "4:8")
+TARGET_PACKED_BYTES_PER_SECOND = 100e6
 
 #: Each part runs this often; the median counts.
 REPEATS = 3
@@ -106,6 +110,14 @@ class Benchmark:
     #: Wall time of the timing model for `SHAPES` layers: streams that never hold back, and behind a memory.
     timing_seconds: float
     memory_timing_seconds: float
+    #: Wall time of packing the layer's weights, by pattern.
+    packing_seconds: Mapping[str, float]
+
+    @property
+    def packed_bytes_per_second(self) -> dict[str, float]:
+        """Bytes of the layer's weights in FP16, pruned ones counted, that packing takes a second, by pattern."""
+        size = FP16_BITS // 8 * self.gemm.in_features * self.gemm.out_features
+        return {pattern: size / seconds for pattern, seconds in self.packing_seconds.items()}
 
     @property
     def ratio(self) -> float:
@@ -152,6 +164,8 @@ class Benchmark:
             "timing_shapes_per_second_with_memory": SHAPES / self.memory_timing_seconds,
             "timing_memory": DEFAULT_MEMORY,
             "target_shapes_per_second": TARGET_SHAPES_PER_SECOND,
+            "packed_bytes_per_second": self.packed_bytes_per_second,
+            "target_packed_bytes_per_second": TARGET_PACKED_BYTES_PER_SECOND,
             "repeats": REPEATS,
             "runs": [part.document() for part in self.parts],
         }
@@ -190,6 +204,11 @@ def benchmark(core: str, config: CoreConfig, in_features: int, out_features: int
     with progress("Timing"):
         job, short_job = gemm.prepare(), short.prepare()
         pack_seconds, _ = _median_of(lambda: pack(job.weight, config))
+        packing_seconds = {
+            pattern: _time_packing(gemm, NMPattern.parse(pattern))
+            for pattern in PACKED_PATTERNS
+            if NMPattern.parse(pattern).m <= config.m_max and config.codes_of(NMPattern.parse(pattern))
+        }
         golden_seconds, golden = _median_of(lambda: execute(job, "golden"))
         fl_seconds, fl = _median_of(lambda: execute(job, "fl"))
         verilated_seconds, verilated = _median_of(lambda: execute(job, "verilog"))
@@ -245,7 +264,14 @@ def benchmark(core: str, config: CoreConfig, in_features: int, out_features: int
         build_seconds,
         timing_seconds,
         memory_timing_seconds,
+        packing_seconds,
     )
+
+
+def _time_packing(gemm: LayerGemm, pattern: NMPattern) -> float:
+    weight = replace(gemm, pattern=pattern).prepare().weight
+    seconds, _ = _median_of(lambda: pack(weight, gemm.config))
+    return seconds
 
 
 def _time_shapes(config: CoreConfig, memory: Memory | None) -> float:

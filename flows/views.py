@@ -420,6 +420,9 @@ def bench_view(benchmark: Benchmark) -> list[RenderableType]:
         f"The timing model takes {document['timing_shapes_per_second']:,.0f} distinct layer shapes a second with "
         f"streams that never hold back, {document['timing_shapes_per_second_with_memory']:,.0f} behind "
         f"{document['timing_memory']}.",
+        "Packing takes weights at "
+        + ", ".join(f"{rate / 1e6:,.0f} MB/s ({name})" for name, rate in document["packed_bytes_per_second"].items())
+        + ", counted in FP16.",
     ]
 
 

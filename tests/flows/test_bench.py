@@ -42,6 +42,8 @@ def test_keys_and_what_is_compared(nimble_json: Any) -> None:
     assert document["cycle_level_ratio"] == speeds[0] / speeds[1]
     assert document["timing_shapes_per_second"] > 0
     assert document["timing_shapes_per_second_with_memory"] > 0
+    assert list(document["packed_bytes_per_second"]) == ["dense", "2:4", "4:8"]
+    assert all(rate > 0 for rate in document["packed_bytes_per_second"].values())
     assert all(run["seconds"] > 0 for run in runs.values())
     assert list(Path().iterdir()) == []
 

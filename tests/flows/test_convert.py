@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from accel import load_preset
 from accel.packed_checkpoint import PackedCheckpoint, write_packed
 from flows import convert as module
-from flows.stored_model import dense_weight, open_model
+from flows.stored_model import dense_weight
 from quant import NMPattern, QuantizedLinear, magnitude_mask, quantize_rtn
 
 CONFIG = {
