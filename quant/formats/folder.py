@@ -167,6 +167,6 @@ def _reader(
 def _group_size(settings: Mapping[str, Any]) -> int:
     # AutoAWQ's own files say q_group_size.
     size = settings.get("group_size", settings.get("q_group_size"))
-    if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
-        raise ValueError(f"quantization_config has group_size {size!r}; it must be positive, or -1 for a whole row.")
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise ValueError(f"quantization_config has group_size {size!r}; it must be an integer.")
     return size

@@ -43,7 +43,15 @@ class PrunedLinear:
 
 
 def groups_of(columns: int, group_size: int) -> int:
-    """Groups of a row: 1 for group size -1."""
+    """Groups of a row: 1 for group size -1.
+
+    Raises
+    ------
+    ValueError
+        If the group size is neither -1 nor from 1 to 2**31 - 1.
+    """
+    if group_size != -1 and not 1 <= group_size < 1 << 31:
+        raise ValueError(f"The file states group size {group_size}; it must be positive and fit 32 bits, or -1.")
     return 1 if group_size == -1 else -(-columns // group_size)
 
 

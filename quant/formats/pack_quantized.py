@@ -163,15 +163,14 @@ def _join_groups(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
     """Scales and zero points of groups of `wanted` weights, from the shorter groups that our writer made of them."""
     joined = groups_of(columns, wanted)
-    if group_size == -1 or group_size == wanted:
+    if -1 in (group_size, wanted) or group_size == wanted:
         if scale.shape[1] != joined:
             raise layer.fault("weight_scale", f"has {scale.shape[1]} scales per row; groups of {wanted} have {joined}.")
         return scale, zero_point
-    part = columns if wanted == -1 else wanted
-    group = np.arange(scale.shape[1]) * group_size // part
+    group = np.arange(scale.shape[1]) * group_size // wanted
     first = np.searchsorted(group, np.arange(joined))
     for name, values in (("weight_scale", scale), ("weight_zero_point", zero_point)):
-        if part % group_size or (values is not None and not np.array_equal(values, values[:, first][:, group])):
+        if wanted % group_size or (values is not None and not np.array_equal(values, values[:, first][:, group])):
             raise layer.fault(name, f"is not one value per group of {wanted}, the group size that the file states.")
     return scale[:, first], None if zero_point is None else zero_point[:, first]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 import tracemalloc
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quant import NMPattern
 from quant.formats.awq import read_awq
 from quant.formats.folder import read_quantized_folder
 from quant.formats.gptq import read_gptq
 from quant.formats.marlin_24 import read_marlin_24
-from quant.formats.own_layers import MASKS_FILE, OwnLayers, StoredLayer
 from quant.formats.pack_quantized import read_pack_quantized
 from quant.formats.schemes import WeightScheme
 from quant.formats.sparse_bitmask import read_sparse_24, read_sparse_bitmask
@@ -91,6 +91,21 @@ def marlin() -> Tensors:
         "a.meta": np.full((4, 128), 0x4444, np.int16),
         "a.scale_packed": np.ones((1, 64), np.float16),
     }
+
+
+class PlainFolder(SimpleNamespace):
+    """A folder of one layer, in memory but for what lies beside the model at `path`."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: Tensors
+
+    @property
+    def tensor_names(self) -> set[str]:
+        return set(self.tensors)
+
+    def tensor(self, name: str) -> Any:
+        return self.tensors[name]
 
 
 def at(array: np.ndarray, index: Any, value: Any) -> np.ndarray:
@@ -294,6 +309,21 @@ def test_zero_points_that_version_1_cannot_store_are_refused() -> None:
     assert read_gptq(tensors, "a", 8, 2).weight.zero_point[6, 1] == 15
 
 
+@pytest.mark.parametrize("size", [0, -2, 1 << 31, 10**30, "8", None, True, 8.0])
+def test_group_sizes_that_are_none_are_refused(size: Any, tmp_path: Path) -> None:
+    for method, tensors in (("gptq", gptq()), ("awq", awq())):
+        settings = {"quant_method": method, "bits": 4, "group_size": size}
+        folder = PlainFolder(path=tmp_path, config={"quantization_config": settings}, tensors=tensors)
+        with pytest.raises(ValueError, match=r"^(The file states|quantization_config has) group[_ ]size .*; it must"):
+            next(read_quantized_folder(folder))
+    for settings in (
+        {"config_groups": {"a": {"weights": {"num_bits": 4, "strategy": "group", "group_size": size}}}},
+        {"nimble": {"version": 1, "layers": {"a": {"pattern": "1:1", "group_size": size}}}},
+    ):
+        with pytest.raises(ValueError, match=r"[Gg]roup[_ ]size"):
+            next(read_quantized_folder(pack_folder(packed(), **settings)))
+
+
 def test_a_layer_takes_the_scheme_that_it_fits() -> None:
     schemes = [WeightScheme(-1, True), WeightScheme(5, True), WeightScheme(10, False), WeightScheme(16, True)]
     assert read_pack_quantized(packed_asymmetric(), "a", schemes).weight.group_size == 10
@@ -322,66 +352,9 @@ def test_activation_order_needs_its_order() -> None:
     assert read_pack_quantized(unordered, "a").column_order is None
 
 
-def nonzero_packed(columns: list[int]) -> Tensors:
-    """The layer of `packed` in groups of 4, with code 1 at some columns of row 4."""
-    nibbles = np.full((10, 24), 8, np.uint32)
-    nibbles[:, 20:] = 0
-    nibbles[4, columns] = 9
-    shifts = np.arange(0, 32, 4, dtype=np.uint32)
-    words = (nibbles.reshape(10, 3, 8) << shifts).sum(axis=2).astype(np.uint32)
-    scale = np.ones((10, 5), np.float16)
-    return {**packed(), "a.weight_packed": words.view(np.int32), "a.weight_scale": scale}
-
-
-class PlainFolder(SimpleNamespace):
-    """A folder of one layer, in memory but for what lies beside the model at `path`."""
-
-    path: Path
-    config: dict[str, Any]
-    tensors: Tensors
-
-    @property
-    def tensor_names(self) -> set[str]:
-        return set(self.tensors)
-
-    def tensor(self, name: str) -> Any:
-        return self.tensors[name]
-
-
 def pack_folder(tensors: Tensors, path: Path = Path("none"), **settings: Any) -> PlainFolder:
     quantization = {"quant_method": "compressed-tensors", "format": "pack-quantized", **settings}
     return PlainFolder(path=path, config={"quantization_config": quantization}, tensors=tensors)
-
-
-CLAIM = {"format": "dense", "sparsity_structure": "2:4", "targets": ["Linear"], "ignore": []}
-
-
-def test_a_broken_claim_is_refused_by_row_and_block() -> None:
-    whole, broken = nonzero_packed([0, 1, 6, 7]), nonzero_packed([8, 9, 11])
-    ((_, linear),) = read_quantized_folder(pack_folder(whole, sparsity_config=CLAIM))
-    assert linear.weight.pattern == NMPattern(2, 4)
-    words = (
-        "After stage read, a breaks its pattern: row 4, block 2 (columns 8 to 11) has 3 nonzero weights, but 2:4 "
-        "allows at most 2."
-    )
-    with pytest.raises(PatternBreach, match=f"^{re.escape(words)}$"):
-        next(read_quantized_folder(pack_folder(broken, sparsity_config=CLAIM)))
-    # Without the claim, or against it, the layer is what its zeros make it, or what the caller says.
-    for claim in (
-        {**CLAIM, "ignore": ["a"]},
-        {**CLAIM, "targets": ["b"]},
-        {**CLAIM, "ignore": ["re:(x+)+y"]},
-        {**CLAIM, "sparsity_structure": "unstructured"},
-        {},
-    ):
-        ((_, linear),) = read_quantized_folder(pack_folder(broken, sparsity_config=claim))
-        assert linear.weight.pattern == NMPattern(3, 4)
-    ((_, linear),) = read_quantized_folder(pack_folder(broken, sparsity_config=CLAIM), NMPattern(1, 1))
-    assert linear.weight.mask.all()
-    with pytest.raises(PatternBreach, match=r"^After stage read, a breaks"):
-        next(read_quantized_folder(pack_folder(whole), NMPattern(1, 4)))
-    with pytest.raises(ValueError, match=r"^Layer a cannot have pattern 1:3: Group size 4 is not a multiple of m = 3"):
-        next(read_quantized_folder(pack_folder(whole), NMPattern(1, 3)))
 
 
 def test_four_of_eight_is_not_read_as_two_of_four() -> None:
@@ -401,97 +374,71 @@ def test_masks_made_of_biased_codes_are_not_believed() -> None:
     ).sum() == 4
 
 
-def own_folder(path: Path, own: Any = None, masks: Tensors | None = None) -> PlainFolder:
-    """Our own file of a layer in groups of 20, with five scales for each, columns 0 and 6 of row 4 nonzero."""
-    if own is None:
-        own = {"version": 1, "layers": {"a": {"pattern": "2:4", "group_size": 20}}}
-    if masks is not None:
-        (path / MASKS_FILE).parent.mkdir()
-        save_file(masks, path / MASKS_FILE)
-    return pack_folder(nonzero_packed([0, 6]), path, nimble=own)
+@st.composite
+def any_array(draw: st.DrawFn) -> np.ndarray:
+    """A small array of any dtype that a safetensors file may hold, its extremes and infinities among the values."""
+    dtype = np.dtype(draw(st.sampled_from(["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "?"])))
+    shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
+    octets = np.random.default_rng(draw(st.integers(0, 2**32 - 1))).bytes(int(np.prod(shape)) * dtype.itemsize)
+    return np.zeros(shape, dtype) if draw(st.booleans()) else np.frombuffer(octets, dtype).reshape(shape)
 
 
-def kept(*columns: int) -> np.ndarray:
-    mask = np.zeros((10, 24), bool)
-    mask[4, list(columns)] = True
-    return np.packbits(mask, axis=1, bitorder="little")
+@given(st.sampled_from(list(FILES)), st.data())
+def test_any_tensor_is_read_or_refused(make: Callable[[], Tensors], data: st.DataObject) -> None:
+    """Whatever stands in the place of a tensor, the file is read or a ValueError says why not."""
+    tensors = make()
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    given_array = data.draw(any_array())
+    if data.draw(st.booleans()) and given_array.size:
+        # Of the right dtype and shape, so that the values are read.
+        with np.errstate(all="ignore"):
+            given_array = np.resize(given_array, tensors[name].shape).astype(tensors[name].dtype)
+    with contextlib.suppress(ValueError):
+        FILES[make]({**tensors, name: given_array})
 
 
-def test_our_masks_keep_zeros(tmp_path: Path) -> None:
-    ((_, linear),) = read_quantized_folder(own_folder(tmp_path, masks={"a.weight_mask": kept(0, 1, 6, 19)}))
-    assert np.flatnonzero(linear.weight.mask[4]).tolist() == [0, 1, 6, 19]
-    assert np.flatnonzero(linear.weight.integers()[4]).tolist() == [0, 6]
-    assert linear.weight.group_size == 20
-    (tmp_path / MASKS_FILE).unlink()
-    ((_, linear),) = read_quantized_folder(own_folder(tmp_path))
-    assert np.flatnonzero(linear.weight.mask[4]).tolist() == [0, 6]
-    assert linear.weight.pattern == NMPattern(2, 4)
-
-
-@pytest.mark.parametrize(
-    ("mask", "words"),
-    [
-        (
-            kept(0, 1),
-            "Layer a has a weight that is not zero in row 4, column 6, where its mask says that it is pruned.",
+@given(
+    st.sampled_from([packed, packed_asymmetric, gptq, sparse_24_codes, marlin]),
+    st.dictionaries(
+        st.sampled_from(
+            [
+                "quant_method",
+                "format",
+                "config_groups",
+                "sparsity_config",
+                "nimble",
+                "bits",
+                "group_size",
+                "sym",
+                "version",
+            ]
         ),
-        (kept(0, 1, 2, 6), "After stage read, a breaks its pattern: row 4, block 0 (columns 0 to 3) has 3 nonzero"),
-        (kept(0, 6)[:9], "weight_mask of layer a has dtype uint8 and shape (9, 3); it must be uint8 (10, 3)."),
-        (
-            kept(0, 6).astype(np.int8),
-            "weight_mask of layer a has dtype int8 and shape (10, 3); it must be uint8 (10, 3).",
+        st.recursive(
+            st.one_of(
+                st.none(),
+                st.booleans(),
+                st.integers(-(10**20), 10**20),
+                st.floats(),
+                st.sampled_from([4, 8, -1, 1, "gptq", "awq", "compressed-tensors", "pack-quantized", "marlin-24"]),
+                st.sampled_from(["2:4", "sparse-24-bitmask", "sparse-bitmask", "group", "channel", "int", ""]),
+            ),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=2),
+                st.dictionaries(
+                    st.sampled_from(
+                        ["a", "weights", "format", "sparsity_structure", "targets", "ignore", "num_bits", "group_size"]
+                        + ["type", "strategy", "symmetric", "version", "layers", "pattern", "actorder"]
+                    ),
+                    inner,
+                    max_size=4,
+                ),
+            ),
+            max_leaves=8,
         ),
-    ],
+        min_size=1,
+    ),
 )
-def test_masks_that_do_not_fit_are_refused(mask: np.ndarray, words: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
-        next(read_quantized_folder(own_folder(tmp_path, masks={"a.weight_mask": mask})))
-
-
-def test_a_file_of_masks_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / MASKS_FILE).parent.mkdir()
-    (tmp_path / MASKS_FILE).write_bytes(b"\xff" * 100)
-    with pytest.raises(ValueError, match=r"masks\.safetensors is not a safetensors file: "):
-        next(read_quantized_folder(own_folder(tmp_path)))
-
-
-@pytest.mark.parametrize(
-    ("own", "words"),
-    [
-        ([], "quantization_config has nimble = [], but it must be an object of version 1."),
-        ({"version": 2}, "quantization_config has nimble = {'version': 2}, but it must be an object of version 1."),
-        ({"version": 1, "layers": 3}, "nimble in quantization_config has layers 3, but it must be an object."),
-        (
-            {"version": 1, "layers": {"a": {"pattern": 24}}},
-            "nimble in quantization_config says of layer a {'pattern': 24}, but it must be an object with pattern and "
-            "group_size.",
-        ),
-        (
-            {"version": 1, "layers": {"a": {"pattern": "2:4", "group_size": "20"}}},
-            "nimble in quantization_config says of layer a what cannot be: The group size must be an integer",
-        ),
-        (
-            {"version": 1, "layers": {"a": {"pattern": "4:2", "group_size": 20}}},
-            "nimble in quantization_config says of layer a what cannot be: Pattern 4:2 has n = 4",
-        ),
-        (
-            {"version": 1, "layers": {"a": {"pattern": "1:1", "group_size": 10}}},
-            "weight_scale of layer a is not one value per group of 10, the group size that the file states.",
-        ),
-    ],
-)
-def test_what_we_add_is_checked(own: Any, words: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(words)}"):
-        next(read_quantized_folder(own_folder(tmp_path, own)))
-
-
-def test_scales_that_differ_within_a_group_of_ours_are_refused() -> None:
-    tensors = packed()
-    tensors["a.weight_scale"] = at(tensors["a.weight_scale"], (3, 1), 2)
-    with pytest.raises(ValueError, match=r"^weight_scale of layer a is not one value per group of 20"):
-        read_pack_quantized(tensors, "a", stored=StoredLayer(NMPattern(1, 1), 20, None))
-
-
-def test_a_layer_that_we_say_nothing_of_is_read_as_any() -> None:
-    assert OwnLayers({}, Path("none")).get("a") is None
-    assert OwnLayers(json.loads('{"nimble": {"version": 1, "layers": {}}}'), Path("none")).get("a") is None
+def test_any_configuration_is_read_or_refused(make: Callable[[], Tensors], settings: dict[str, Any]) -> None:
+    folder = PlainFolder(path=Path("none"), config={"quantization_config": settings}, tensors=make())
+    with contextlib.suppress(ValueError):
+        list(read_quantized_folder(folder))

@@ -193,6 +193,7 @@ def test_gptq(
     assert linear.scale_error == 0
     assert linear.weight.symmetric == bool((codes.zero == 8).all())
     assert linear.weight.group_size == group_size
+    assert (linear.column_order is None) == bool((np.diff(codes.group) >= 0).all())
 
 
 def test_scales_that_no_16_bits_hold_are_rounded_and_it_is_told() -> None:
@@ -258,6 +259,14 @@ def test_marlin_24(rows: int, columns: int, group_size: int) -> None:
     assert np.array_equal(linear.weight.mask, mask)
     assert np.array_equal(linear.weight.to_dense(), codes.dense())
     assert (linear.weight.group_size, linear.weight.pattern) == (group_size, NMPattern(2, 4))
+
+
+def test_marlin_24_is_two_of_four_where_a_smaller_pattern_would_do() -> None:
+    codes = make_codes(0, 64, 32, -1, symmetric=True)
+    mask = np.tile([True, False, True, False], (64, 8))
+    linear = read_marlin_24(pack_marlin("a", codes._replace(code=np.where(mask, codes.code, 8)), mask), "a")
+    assert linear.weight.pattern == NMPattern(2, 4)
+    assert read_marlin_24(pack_marlin("a", codes, mask), "a", NMPattern(1, 2)).weight.pattern == NMPattern(1, 2)
 
 
 #: A Llama of one block whose layers are 64 x 64, 64 x 128 or 128 x 64, which every format can hold.
