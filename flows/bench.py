@@ -45,7 +45,8 @@ TARGET_RATIO = 10
 SHAPES = 10_000
 TARGET_SHAPES_PER_SECOND = 10_000
 
-#: Patterns that packing is timed with where the core runs them, and how many bytes of their weights in FP16 it shall take a second.
+#: Patterns that packing is timed with where the core runs them, and how many bytes a second it shall take of weights
+#: in FP16.
 PACKED_PATTERNS = ("dense", "2:4", "4:8")
 TARGET_PACKED_BYTES_PER_SECOND = 100e6
 
