@@ -51,7 +51,7 @@ def read_gptq(
     Raises
     ------
     ValueError
-        Naming layer and tensor. A version 1 file that stores zero point 15 + 1 is refused, as tools disagree
+        Naming layer and tensor. A version 1 file that stores 15 for a zero point is refused, as tools disagree
         whether that is 16 or 0, and one whose groups g_idx does not make equally long.
     """
     layer = LayerTensors(tensors, name)

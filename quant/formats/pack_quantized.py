@@ -42,8 +42,7 @@ def read_pack_quantized(
     pattern : NMPattern or None
         For files that hold no pattern; None takes the one that the zeros obey.
     stored : StoredLayer or None
-        Pattern, group size and mask of a file of our own. A pattern given beside it wins, and then the mask is
-        not used.
+        Pattern, group size and mask of a file of our own. Beside another pattern the mask is not used.
 
     Raises
     ------
@@ -73,11 +72,11 @@ def read_pack_quantized(
     if order is not None:
         nibbles = nibbles[:, order]
     mask = None
-    if stored is not None and pattern is None:
-        pattern = stored.pattern
+    if stored is not None:
         scale, zero_point = _join_groups(layer, scale, zero_point, group_size, stored.group_size, columns)
         group_size = stored.group_size
-        if stored.mask is not None:
+        pattern = pattern or stored.pattern
+        if stored.mask is not None and pattern == stored.pattern:
             mask = _unpack_stored_mask(layer, stored.mask, rows, columns)
     return make_linear(
         layer,

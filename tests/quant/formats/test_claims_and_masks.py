@@ -107,6 +107,11 @@ def test_our_masks_keep_zeros(tmp_path: Path) -> None:
     assert np.flatnonzero(linear.weight.mask[4]).tolist() == [0, 1, 6, 19]
     assert np.flatnonzero(linear.weight.integers()[4]).tolist() == [0, 6]
     assert linear.weight.group_size == 20
+    ((_, same),) = read_quantized_folder(own_folder(tmp_path), NMPattern(2, 4))
+    assert np.array_equal(same.weight.mask, linear.weight.mask)
+    ((_, other),) = read_quantized_folder(own_folder(tmp_path), NMPattern(2, 5))
+    assert np.flatnonzero(other.weight.mask[4]).tolist() == [0, 6]
+    assert (other.weight.pattern, other.weight.group_size) == (NMPattern(2, 5), 20)
     (tmp_path / MASKS_FILE).unlink()
     ((_, linear),) = read_quantized_folder(own_folder(tmp_path))
     assert np.flatnonzero(linear.weight.mask[4]).tolist() == [0, 6]
