@@ -129,16 +129,11 @@ def evaluate(
 
     found: dict[str, float] = {}
     sums: dict[str, list[float]] = {}
-    if stored.kind == "float":
-        found |= perplexities(BlockModel(stored), tokens, {"float": None}, report("float"))
-    else:
-        if reference is not None:
-            found |= perplexities(BlockModel(reference), tokens, {"float": None}, report("float"))
-        variants = _variants(stored, act_bits, sums)
-        found |= perplexities(BlockModel(stored), tokens, variants, report("quantised"))
-    for name, value in found.items():
-        if not math.isfinite(value):
-            raise ValueError(f"The perplexity of {model} ({name}) is {value}; the model gives no likelihoods.")
+    in_float = stored if stored.kind == "float" else reference
+    if in_float is not None:
+        found |= _finite(in_float, tokens, {"float": None}, report("float"))
+    if stored.kind != "float":
+        found |= _finite(stored, tokens, _variants(stored, act_bits, sums), report("quantised"))
     return Evaluation(
         model=model,
         kind=stored.kind,
@@ -153,6 +148,23 @@ def evaluate(
         accelerator=found.get("accelerator"),
         activation_errors={name: error / size if size else 0.0 for name, (error, size) in sums.items()},
     )
+
+
+def _finite(
+    stored: StoredModel,
+    tokens: torch.Tensor,
+    variants: Mapping[str, Replace | None],
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, float]:
+    """Perplexities of a model's variants; what is no number, or too large for one, is refused."""
+    try:
+        found = perplexities(BlockModel(stored), tokens, variants, progress)
+    except OverflowError:
+        raise ValueError(f"The perplexity of {stored.path} is too large for a number.") from None
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise ValueError(f"The perplexity of {stored.path} ({name}) is {value}; the model gives no likelihoods.")
+    return found
 
 
 def _open_float(path: Path, quantised: StoredModel) -> StoredModel:
@@ -178,14 +190,17 @@ def _length(stored: StoredModel, length: int | None) -> int:
 class _Watched(nn.Module):
     """The accelerator's layer, beside what it would give with float activations."""
 
-    def __init__(self, linear: QuantizedLinear, act_bits: int, sums: list[float]) -> None:
+    def __init__(self, name: str, linear: QuantizedLinear, act_bits: int, sums: list[float]) -> None:
         super().__init__()
-        self.exact, self.dense = NMLinear(linear, act_bits), _dense(linear)
+        self.name, self.exact, self.dense = name, NMLinear(linear, act_bits), _dense(linear)
         #: Sum of squares of the difference, and of the float result.
         self.sums = sums
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y, wanted = self.exact(x), self.dense(x)
+        try:
+            y, wanted = self.exact(x), self.dense(x)
+        except ValueError as error:
+            raise ValueError(f"Layer {self.name}: {error}") from None
         self.sums[0] += float((y - wanted).double().square().sum())
         self.sums[1] += float(wanted.double().square().sum())
         return cast(torch.Tensor, y)
@@ -202,7 +217,7 @@ def _variants(stored: StoredModel, act_bits: int, sums: dict[str, list[float]]) 
     def accelerator(name: str, linear: nn.Linear) -> nn.Module:
         if name not in stored.layers:
             return linear
-        return _Watched(read(name), act_bits, sums.setdefault(name, [0.0, 0.0]))
+        return _Watched(name, read(name), act_bits, sums.setdefault(name, [0.0, 0.0]))
 
     return {"dequantised": dequantised, "accelerator": accelerator}
 

@@ -243,8 +243,12 @@ def changed(key: str, value: object) -> Callable[[dict[str, Any]], None]:
     return lambda parts: parts["model_config"].update({key: value})
 
 
-def poisoned(parts: dict[str, Any]) -> None:
-    parts["others"]["model.norm.weight"] = torch.full((32,), math.nan)
+def filled(name: str, value: float) -> Callable[[dict[str, Any]], None]:
+    return lambda parts: parts["others"].update({name: torch.full_like(parts["others"][name], value)})
+
+
+def loud(parts: dict[str, Any]) -> None:
+    parts["others"]["lm_head.weight"] = 1e5 * parts["others"]["lm_head.weight"]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +265,16 @@ def poisoned(parts: dict[str, Any]) -> None:
         (changed("intermediate_size", 96), "model.layers.0.mlp.gate_proj.weight in {} has shape [48, 32], but config"),
         (changed("architectures", ["BertModel"]), "{}/config.json describes a BertModel, which is not supported;"),
         (changed("max_position_embeddings", "x"), "{} has max_position_embeddings 'x'; it must be an integer."),
-        (poisoned, "model.norm.weight of {} holds nan in position 0, but every number must be finite."),
+        (filled("model.norm.weight", math.nan), "model.norm.weight of {} holds nan in position 0, but every number"),
+        (
+            filled("model.norm.weight", 3e38),
+            "The perplexity of {} (dequantised) is nan; the model gives no likelihoods.",
+        ),
+        (loud, "The perplexity of {} is too large for a number."),
+        (
+            filled("model.layers.1.input_layernorm.weight", 3e38),
+            "Layer model.layers.1.self_attn.q_proj: The activation of token 0, ",
+        ),
     ],
 )
 def test_packed_folders_of_no_model(
@@ -279,6 +292,12 @@ def test_packed_folders_of_no_model(
     spoil(parts)
     write_packed(tmp_path / "model", **parts)
     assert sentence.format(tmp_path / "model") in refusal("evaluate", tmp_path / "model", "--text", text, *OPTIONS)
+
+
+def test_transformers_does_not_take_packed_weights_for_a_model(packed: Path) -> None:
+    """It fills up at random what it does not find, with a warning: our files are not named as its own are."""
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        transformers.AutoModelForCausalLM.from_pretrained(packed)
 
 
 def test_refusals(refusal: Any, float_model: Path, packed: Path, text: Path, tmp_path: Path) -> None:
