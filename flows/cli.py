@@ -16,6 +16,7 @@ import typer
 from flows.cli_accuracy import register as register_accuracy
 from flows.cli_models import register as register_models
 from flows.cli_quantize import quantize
+from flows.cli_synth import register as register_synth
 from flows.core_choice import ConfigOption, PresetOption, choose_core
 from flows.terminal import (
     EXIT_DEFECT,
@@ -573,6 +574,7 @@ app.command(
 )(quantize)
 register_models(app)
 register_accuracy(app)
+register_synth(app)
 
 
 def main() -> None:

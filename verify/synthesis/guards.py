@@ -1,0 +1,246 @@
+"""Defects of a netlist that simulation does not show: each guard names what it found and where.
+
+Guards look at the design after yosys has read it and simplified it, so they see the hardware that is built and not
+how it was written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from verify.synthesis.expectations import Expectations
+from verify.synthesis.hierarchy import Design, readable
+from verify.synthesis.inspection import Cell, Inspection
+from verify.synthesis.targets import Target
+
+#: Guards by name, with what each looks for.
+GUARDS = {
+    "latch": "no latch is inferred",
+    "loop": "no combinational loop",
+    "drivers": "every net has one driver",
+    "constant": "no register and no output is stuck, but for those that the configuration explains",
+    "multiplier width": "no multiplier is wider than its operands need",
+    "multiplier count": "every lane and every scale unit has its multiplier",
+    "block RAM": "large memories are block RAM",
+    "lint": "Verilator -Wall is silent, but for waivers with a reason",
+}
+
+#: Findings of one guard that are listed in full; the rest is counted.
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that should not be in the netlist."""
+
+    #: Name in `GUARDS`.
+    guard: str
+    #: Path in the core and source, such as ``column[0].pe[1].acc (PERTL, accel/pe/PERTL.py:72)``.
+    where: str
+    #: What is wrong there, as a sentence.
+    what: str
+
+    def document(self) -> dict[str, str]:
+        """Return the JSON object of the finding."""
+        return {"guard": self.guard, "where": self.where, "what": self.what}
+
+
+def check_design(design: Design, inspection: Inspection, expected: Expectations) -> list[Finding]:
+    """Return what the guards find in a design before it is mapped."""
+    findings = [
+        *_loops_and_drivers(design, inspection.text("check.log")),
+        *_latches(design, inspection.cells("latches.il")),
+        *_constants(design, inspection, expected),
+        *_multipliers(design, inspection.cells("multipliers.il"), expected),
+    ]
+    return findings
+
+
+def check_memories(log: str, target: Target, expected: Expectations) -> list[Finding]:
+    """Return the memories that should be block RAM and are not.
+
+    Parameters
+    ----------
+    log : what yosys printed when it mapped the flattened design.
+    """
+    if target.block_ram_bits is None:
+        return []
+    used = dict(re.findall(r"^mapping memory \w+\.(\S+) via (\S+)", log, re.MULTILINE))
+    used.update(dict.fromkeys(re.findall(r"^using FF mapping for memory \w+\.(\S+)", log, re.MULTILINE), "flip-flops"))
+    mapped = {readable(path): kind for path, kind in used.items()}
+    findings = []
+    for memory in expected.memories:
+        if memory.bits < target.block_ram_bits:
+            continue
+        kind = mapped.get(memory.path, "nothing: it is not a memory of the netlist")
+        if not re.fullmatch(target.block_ram, kind):
+            kind = kind.strip("$_").removeprefix("_")
+            findings.append(
+                Finding(
+                    "block RAM",
+                    memory.path,
+                    f"A memory of {memory.words} words of {memory.width} bits was mapped to {kind}, not to block RAM.",
+                )
+            )
+    return findings
+
+
+def listed(findings: Iterable[Finding]) -> tuple[list[Finding], dict[str, int]]:
+    """Return at most 20 findings of each guard, and how many there are of each."""
+    counts: dict[str, int] = {}
+    shown = []
+    for finding in findings:
+        counts[finding.guard] = counts.get(finding.guard, 0) + 1
+        if counts[finding.guard] <= _LISTED:
+            shown.append(finding)
+    return shown, counts
+
+
+def _loops_and_drivers(design: Design, log: str) -> list[Finding]:
+    findings = []
+    for report in re.split(r"^Warning: ", log, flags=re.MULTILINE)[1:]:
+        first, *rest = report.splitlines()
+        rest = [line.strip() for line in rest if line.startswith("    ")]
+        if first.startswith("found logic loop"):
+            wires = [line for line in rest if line.startswith("wire ")]
+            nets = list(dict.fromkeys(_net(line.split(" source:")[0].removeprefix("wire ")) for line in wires))
+            kinds = set(re.findall(r"\(\$(\w+)\)", report))
+            where = _place(design, nets[0] if nets else "an unnamed net", _line(report))
+            # A value that an always_comb block keeps when it is not assigned goes through multiplexers to itself.
+            if kinds <= {"mux", "pmux", "buf"} and len(nets) == 1:
+                what = f"{nets[0]} keeps its value where it is not assigned, which is a latch."
+                findings.append(Finding("latch", where, what))
+            else:
+                what = f"A combinational loop goes through {', '.join(nets) or 'unnamed nets'}."
+                findings.append(Finding("loop", where, what))
+        elif first.startswith("multiple conflicting drivers"):
+            net = _net(first.partition(" for ")[2].rstrip(":").partition(".")[2])
+            drivers = "; ".join(line.removeprefix("port ") for line in rest[:4])
+            findings.append(Finding("drivers", _place(design, net, 0), f"{net} has several drivers: {drivers}."))
+        elif "has no driver" in first:
+            net = _net(first.partition("Wire ")[2].partition(" is used")[0].partition(".")[2])
+            findings.append(Finding("drivers", _place(design, net, 0), f"{net} is used but has no driver."))
+        else:
+            findings.append(Finding("drivers", design.top, f"yosys says: {first}"))
+    return findings
+
+
+def _latches(design: Design, cells: list[Cell]) -> list[Finding]:
+    return [
+        Finding("latch", _place(design, _net(cell.ports["Q"]), cell.line), f"{_net(cell.ports['Q'])} is a latch.")
+        for cell in cells
+    ]
+
+
+def _constants(design: Design, inspection: Inspection, expected: Expectations) -> list[Finding]:
+    stuck: dict[tuple[str, str, int], list[int]] = {}
+    for cell in inspection.cells("registers.il"):
+        given, net = cell.ports["D"], _net(cell.ports["Q"])
+        value = _stuck_at(cell.type, given, given == cell.ports["Q"])
+        if value is not None and not expected.may_be_constant(net):
+            name, index = _split(net)
+            stuck.setdefault((f"The register {name}", value, cell.line), []).append(index)
+    for cell in inspection.cells("outputs.il"):
+        given, net = cell.ports["I"], _net(cell.ports["O"])
+        if re.fullmatch(r"1'[01xz]", given) and not expected.may_be_constant(net):
+            value = "is not driven" if given[-1] in "xz" else f"is always {given[-1]}"
+            name, index = _split(net)
+            stuck.setdefault((f"The output {name}", value, 0), []).append(index)
+    return [
+        Finding("constant", _place(design, subject.split()[-1], line), f"{subject}{_ranges(bits)} {value}.")
+        for (subject, value, line), bits in stuck.items()
+    ]
+
+
+def _split(net: str) -> tuple[str, int]:
+    """Return the net of a bit and the bit's index, -1 for a net of one bit."""
+    match = re.fullmatch(r"(.*)\[(\d+)\]", net)
+    return (match[1], int(match[2])) if match else (net, -1)
+
+
+def _ranges(bits: list[int]) -> str:
+    """Return indices as Verilog writes them, neighbours joined: ``[43:41,5]``."""
+    if bits == [-1]:
+        return ""
+    parts: list[list[int]] = []
+    for bit in sorted(bits, reverse=True):
+        if parts and parts[-1][-1] == bit + 1:
+            parts[-1][1:] = [bit]
+        else:
+            parts.append([bit])
+    return "[" + ",".join(":".join(map(str, part)) for part in parts) + "]"
+
+
+def _stuck_at(kind: str, given: str, keeps: bool) -> str | None:
+    """Say at what a bit of a register is stuck, or return None if it is not.
+
+    A register that resets to another value than the constant that it takes is a flag, and not stuck.
+    """
+    # $_SDFFE_PP0P_: the third of the letters after the type is the value that reset gives.
+    match = re.fullmatch(r"\$_(S?A?L?DFFC?E?)_(\w+)_", kind)
+    assert match is not None, kind
+    letters = match[2]
+    reset = next((letter for letter in letters if letter in "01"), None)
+    if keeps:
+        return "is never written" if reset is None else f"is always {reset}"
+    constant = re.fullmatch(r"1'([01xz])", given)
+    if constant is None or (reset is not None and reset != constant[1]):
+        return None
+    return "takes an undefined value" if constant[1] in "xz" else f"is always {constant[1]}"
+
+
+def _multipliers(design: Design, cells: list[Cell], expected: Expectations) -> list[Finding]:
+    findings = []
+    lanes = scales = 0
+    for cell in cells:
+        if cell.type != "$mul":
+            continue
+        widths = sorted((cell.number("A_WIDTH"), cell.number("B_WIDTH")))
+        if _fits(widths, expected.lane_widths):
+            lanes += 1
+        else:
+            scales += 1
+            if not _fits(widths, expected.scale_widths):
+                net = _net(cell.ports["Y"].strip("{ ").partition(" ")[0])
+                what = (
+                    f"A multiplier of {cell.number('A_WIDTH')} × {cell.number('B_WIDTH')} bits feeds {net}; a lane "
+                    f"needs {_times(expected.lane_widths)} and a scale unit {_times(expected.scale_widths)}."
+                )
+                findings.append(Finding("multiplier width", _place(design, net, cell.line), what))
+    for name, found, needed, operands in (
+        ("lanes", lanes, expected.lane_multipliers, expected.lane_widths),
+        ("scale units", scales, expected.scale_multipliers, expected.scale_widths),
+    ):
+        if found < needed:
+            what = (
+                f"The {needed} {name} need a multiplier of {_times(operands)} bits each, but the netlist has {found}."
+            )
+            findings.append(Finding("multiplier count", design.top, what))
+    return findings
+
+
+def _fits(widths: list[int], needed: tuple[int, int]) -> bool:
+    low, high = sorted(needed)
+    return widths[0] <= low and widths[1] <= high
+
+
+def _times(widths: tuple[int, int]) -> str:
+    return f"{widths[0]} × {widths[1]}"
+
+
+def _net(text: str) -> str:
+    """Return a net of RTLIL in the generator's own names: ``\\column__0.pe__1.acc [3]`` is column[0].pe[1].acc[3]."""
+    name, _, index = text.strip().partition(" ")
+    return readable(name) + index
+
+
+def _line(text: str) -> int:
+    """Return the first line of the design that a report of yosys names, or 0."""
+    match = re.search(r"design\.sv:(\d+)", text)
+    return int(match[1]) if match else 0
+
+
+def _place(design: Design, net: str, line: int) -> str:
+    return f"{net} ({design.source(line)})" if line else net

@@ -1,0 +1,264 @@
+"""Places and routes a mapped netlist on an ECP5 with nextpnr, and says where the critical path runs.
+
+The core has more ports than the device has pins, so it is placed out of context: no pins, no buffers, and the
+clock on ordinary wires' model of the global net. Timing between registers is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verify.synthesis.hierarchy import Design, readable
+from verify.synthesis.mapping import NETLIST, Mapped
+from verify.synthesis.store import stored
+from verify.synthesis.targets import Target
+from verify.synthesis.tools import Deadline, SynthesisError, SynthesisTool, run_tool
+
+#: Raised when the files of an entry change.
+_RECIPE = 1
+
+_REPORT = "report.json"
+
+
+class DeviceTooSmallError(ValueError):
+    """The netlist does not fit the device; the message says by how much."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of a target, and what nextpnr is asked for.
+
+    Raises
+    ------
+    ValueError
+        The target has no such device or speed grade, or the frequency is not positive.
+    """
+
+    target: Target
+    name: str
+    speed: int
+    #: Clock that nextpnr works towards, in MHz.
+    goal_mhz: float
+
+    def __post_init__(self) -> None:
+        if self.name not in self.target.devices:
+            raise ValueError(
+                f"There is no {self.target.title} named '{self.name}'; the devices are {', '.join(self.target.devices)}."
+            )
+        if self.speed not in self.target.speeds:
+            raise ValueError(
+                f"{self.target.title} has no speed grade {self.speed}; it has {', '.join(map(str, self.target.speeds))}."
+            )
+        if not self.goal_mhz > 0:
+            raise ValueError(f"The clock to work towards must be positive, but {self.goal_mhz} MHz was given.")
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of the device."""
+        return {"name": self.name, "speed": self.speed, "goal_mhz": self.goal_mhz}
+
+
+@dataclass(frozen=True)
+class PathStep:
+    """Part of a critical path: up to the next net that has a name in the design, or a source."""
+
+    #: Net or source that it ends at, in the generator's own names.
+    at: str
+    logic_ns: float
+    routing_ns: float
+    #: LUTs, multiplexers, carry cells and blocks that it goes through.
+    cells: int
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of the step."""
+        return {"at": self.at, "logic_ns": self.logic_ns, "routing_ns": self.routing_ns, "cells": self.cells}
+
+
+@dataclass(frozen=True)
+class CriticalPath:
+    """The slowest way from a register to a register."""
+
+    start: str
+    end: str
+    steps: tuple[PathStep, ...]
+
+    @property
+    def logic_ns(self) -> float:
+        """Delay of cells, clock-to-output and setup included."""
+        return sum(step.logic_ns for step in self.steps)
+
+    @property
+    def routing_ns(self) -> float:
+        """Delay of wires."""
+        return sum(step.routing_ns for step in self.steps)
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of the path."""
+        return {
+            "from": self.start,
+            "to": self.end,
+            "logic_ns": round(self.logic_ns, 3),
+            "routing_ns": round(self.routing_ns, 3),
+            "steps": [step.document() for step in self.steps],
+        }
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Result of one seed."""
+
+    seed: int
+    fmax_mhz: float
+    path: CriticalPath
+    #: Of each kind of site that is used: how many, and how many there are.
+    utilisation: dict[str, tuple[int, int]]
+    cached: bool
+
+
+def route(
+    design: Design, mapped: Mapped, device: Device, seed: int, nextpnr: SynthesisTool, deadline: Deadline
+) -> Routed:
+    """Place and route a netlist with one seed.
+
+    Raises
+    ------
+    DeviceTooSmallError
+        The netlist does not fit.
+    SynthesisError
+        nextpnr refused the netlist.
+    TimeLimitError
+        The deadline was reached.
+    """
+    arguments = [
+        *(f"--{device.name}", "--speed", str(device.speed), "--seed", str(seed), "--freq", f"{device.goal_mhz:g}"),
+        *("--out-of-context", "--timing-allow-fail", "--report", _REPORT, "--json", NETLIST),
+    ]
+    # The entry's name is a digest of all that the netlist depends on.
+    key = {
+        "recipe": _RECIPE,
+        "netlist": mapped.folder.name,
+        "arguments": arguments,
+        "nextpnr": [nextpnr.version, nextpnr.origin],
+    }
+    doing = f"placing and routing with seed {seed}"
+
+    def make(folder: Path) -> None:
+        # YoWASP's tools see neither absolute paths under /tmp nor what a link to there points to.
+        netlist = folder / NETLIST
+        try:
+            netlist.hardlink_to(mapped.folder / NETLIST)
+        except OSError:
+            netlist.write_bytes((mapped.folder / NETLIST).read_bytes())
+        try:
+            log = run_tool(nextpnr, arguments, folder, deadline, doing, f"the netlist of {design.top}")
+        except SynthesisError as error:
+            missing = _too_small(error.log, device)
+            if missing is None:
+                raise
+            raise missing from None
+        (folder / "nextpnr.log").write_text(log, encoding="utf-8")
+        netlist.unlink()
+
+    folder, cached = stored("routed", key, make, deadline, doing)
+    report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    return _read_report(design, report, seed, cached)
+
+
+def _read_report(design: Design, report: dict[str, Any], seed: int, cached: bool) -> Routed:
+    clocks = report["fmax"]
+    if not clocks:
+        raise SynthesisError(f"nextpnr found no clock in the netlist of {design.top}, so it has no highest frequency.")
+    name, slowest = min(clocks.items(), key=lambda item: item[1]["achieved"])
+    inside = [
+        path
+        for path in report["critical_paths"]
+        if path["from"].split()[-1] == path["to"].split()[-1] == name and path["from"].startswith("posedge")
+    ]
+    return Routed(
+        seed,
+        round(slowest["achieved"], 2),
+        _critical_path(design, inside[0]["path"]),
+        {
+            kind: (values["used"], values["available"])
+            for kind, values in report["utilization"].items()
+            if values["used"]
+        },
+        cached,
+    )
+
+
+def _critical_path(design: Design, path: list[dict[str, Any]]) -> CriticalPath:
+    start = _register(path[0]["from"]["cell"])
+    end = _register(path[-1]["to"]["cell"])
+    steps: list[PathStep] = []
+    logic = routing = 0.0
+    cells: set[str] = set()
+    for number, hop in enumerate(path):
+        if hop["type"] == "routing":
+            routing += hop["delay"]
+        else:
+            logic += hop["delay"]
+        if hop["type"] == "logic":
+            # All of a carry chain counts as one.
+            cells.add(
+                re.sub(
+                    r"(\.slice\[\d+\]\.ccu2c_i)?\$CCU2_COMB\d$|^\$nextpnr_CCU2C_\d+\$CCU2_COMB\d$",
+                    "",
+                    hop["from"]["cell"],
+                )
+            )
+        last = number == len(path) - 1
+        place = end if last else _place(design, hop)
+        if not place:
+            continue
+        if steps and steps[-1].at == place:
+            before = steps.pop()
+            logic, routing = logic + before.logic_ns, routing + before.routing_ns
+            passed = len(cells) + before.cells
+        else:
+            passed = len(cells)
+        steps.append(PathStep(place, round(logic, 3), round(routing, 3), passed))
+        logic = routing = 0.0
+        cells = set()
+    return CriticalPath(start, end, tuple(steps))
+
+
+def _place(design: Design, hop: dict[str, Any]) -> str:
+    """Return where a wire of the path lies: the block and net of its name, or the source of what drives it."""
+    net = hop.get("net", "")
+    if net and "$" not in net and not net.startswith("nextpnr"):
+        return _word(net)
+    for source in hop.get("sources", ()):
+        match = re.match(r"design\.sv:(\d+)", source)
+        if match:
+            return design.source(int(match[1]))
+    return ""
+
+
+def _register(cell: str) -> str:
+    """Return the net that a register drives, after which yosys has named it."""
+    return _word(re.sub(r"[\\_](TRELLIS_FF|MULT18X18D|DP16KD|PDPW16KD)\w*$", "", cell))
+
+
+def _word(net: str) -> str:
+    """Return a net without the index of its bit: all bits of a word have nearly the same path."""
+    return readable(re.sub(r"\[\d+\]$", "", net))
+
+
+def _too_small(log: str, device: Device) -> DeviceTooSmallError | None:
+    """Return the error that says what does not fit, or None if everything does."""
+    over = []
+    for kind, used, available in re.findall(r"^Info:\s+(\w+):\s*(\d+)/\s*(\d+)\s+\d+%", log, re.MULTILINE):
+        if int(used) > int(available):
+            excess = 100 * (int(used) - int(available)) / int(available) if int(available) else float("inf")
+            over.append(f"{int(used):,} {kind} of {int(available):,} ({excess:.0f} % too many)")
+    if not over:
+        return None
+    return DeviceTooSmallError(
+        f"The core does not fit the {device.target.title} {device.name}: it takes {', '.join(over)}. Take a larger "
+        "device or a smaller core, move multipliers between blocks and LUTs with --dsp, or see where it goes with "
+        "--no-route."
+    )
