@@ -91,7 +91,8 @@ class Multipliers:
             return cls(text, lane_bits, scale_units)
         if text not in DSP_CHOICES and not text.isdecimal():
             raise ValueError(
-                f"Multiplier blocks are for {', '.join(DSP_CHOICES)} or a number of multipliers, but '{text}' was given."
+                f"Multiplier blocks are for {', '.join(DSP_CHOICES)} or a number of multipliers, but '{text}' was "
+                "given."
             )
         if not target.dsp_maps:
             raise ValueError(f"On {target.name}, multiplier blocks are for all or none, but '{text}' was given.")

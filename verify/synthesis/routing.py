@@ -23,6 +23,9 @@ _RECIPE = 1
 
 _REPORT = "report.json"
 
+#: What the cells of a carry chain have in their names, without which a chain counts as one cell.
+_CARRY_CELL = r"(\.slice\[\d+\]\.ccu2c_i)?\$CCU2_COMB\d$|^\$nextpnr_CCU2C_\d+\$CCU2_COMB\d$"
+
 
 class DeviceTooSmallError(ValueError):
     """The netlist does not fit the device; the message says by how much."""
@@ -47,12 +50,12 @@ class Device:
     def __post_init__(self) -> None:
         if self.name not in self.target.devices:
             raise ValueError(
-                f"There is no {self.target.title} named '{self.name}'; the devices are {', '.join(self.target.devices)}."
+                f"There is no {self.target.title} named '{self.name}'; the devices are "
+                f"{', '.join(self.target.devices)}."
             )
         if self.speed not in self.target.speeds:
-            raise ValueError(
-                f"{self.target.title} has no speed grade {self.speed}; it has {', '.join(map(str, self.target.speeds))}."
-            )
+            grades = ", ".join(map(str, self.target.speeds))
+            raise ValueError(f"{self.target.title} has no speed grade {self.speed}; it has {grades}.")
         if not self.goal_mhz > 0:
             raise ValueError(f"The clock to work towards must be positive, but {self.goal_mhz} MHz was given.")
 
@@ -202,14 +205,7 @@ def _critical_path(design: Design, path: list[dict[str, Any]]) -> CriticalPath:
         else:
             logic += hop["delay"]
         if hop["type"] == "logic":
-            # All of a carry chain counts as one.
-            cells.add(
-                re.sub(
-                    r"(\.slice\[\d+\]\.ccu2c_i)?\$CCU2_COMB\d$|^\$nextpnr_CCU2C_\d+\$CCU2_COMB\d$",
-                    "",
-                    hop["from"]["cell"],
-                )
-            )
+            cells.add(re.sub(_CARRY_CELL, "", hop["from"]["cell"]))
         last = number == len(path) - 1
         place = end if last else _place(design, hop)
         if not place:
