@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 #: Bytes of tensors after which a new file begins. One file's tensors are in memory while they are collected.
 SHARD_BYTES = 1 << 30
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors that are contiguous and share no memory into a safetensors file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"Cannot write {path}: {error}.") from None
 
 
 class ShardWriter:
@@ -41,6 +56,8 @@ class ShardWriter:
         ------
         ValueError
             If there was a tensor of that name.
+        OSError
+            If a file was full and cannot be written.
         """
         if name in self.file_of:
             raise ValueError(f"Two tensors have the name {name}.")
@@ -55,9 +72,15 @@ class ShardWriter:
         return copy
 
     def finish(self) -> None:
-        """Write what is held."""
+        """Write what is held.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
         if self._held:
             file = self._name_of(len(self.files) + 1)
-            save_file(self._held, self._folder / file, metadata={"format": "pt"})
+            write_tensors(self._folder / file, self._held)
             self.files.append(file)
             self._held, self._held_bytes = {}, 0

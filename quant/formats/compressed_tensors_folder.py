@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from quant.atomic_folder import new_folder
 from quant.formats.compressed_tensors import (
@@ -24,7 +23,7 @@ from quant.linear import QuantizedLinear
 from quant.model_folder import ModelFolder
 from quant.pattern import NMPattern
 from quant.pattern_check import check_pattern
-from quant.shard_writer import ShardWriter
+from quant.shard_writer import ShardWriter, write_tensors
 from quant.weight import NMWeight
 
 
@@ -82,7 +81,7 @@ def write_compressed_tensors(
         _name_as_transformers_does(folder, writer)
         if export.masks:
             (folder / MASKS_FILE).parent.mkdir()
-            save_file(export.masks, folder / MASKS_FILE)
+            write_tensors(folder / MASKS_FILE, export.masks)
         contents = {
             **(extra_files or {}),
             "config.json": _json({**model_config, "quantization_config": quantization}),

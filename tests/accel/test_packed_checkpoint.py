@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,45 @@ def test_a_manifest_that_is_signed_and_wrong(
     assert sentence in message
     assert message.endswith(".")
     assert len(message) < 700
+
+
+NASTY: list[Any] = [
+    *(None, True, 0, 1, -1, 3, 255, 1 << 31, 1 << 63, 10**400, 0.5, 1e308, "", "x", "1:4", "F64", "../x", "\x00"),
+    *("nimble-00002.safetensors", "config.json", [], [[]], [1 << 40] * 3, [1] * 10, {}, {"a": 1}, {"": {}}),
+]
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to all values of a JSON document."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+@given(st.data())
+def test_any_value_of_a_signed_manifest_may_lie(folder: Path, spoiled: Path, data: st.DataObject) -> None:
+    """Whatever is written in its place, reading ends with a sentence or with the very weights, and no other way."""
+    document = manifest_of(folder)
+    original = (folder / "nimble.json").read_bytes()
+    for _ in range(data.draw(st.integers(1, 2))):
+        *path, last = data.draw(st.sampled_from(places(document)[1:]))
+        node = document
+        for key in path:
+            node = node[key]
+        if isinstance(node, dict) and data.draw(st.booleans()):
+            node[data.draw(st.sampled_from(["x", "../x", "config.json", last + "x"]))] = node.pop(last)
+        else:
+            node[last] = deepcopy(data.draw(st.sampled_from(NASTY)))
+    try:
+        sign(spoiled, document)
+        packed = PackedCheckpoint.open(spoiled)
+        packed.check()
+        shared = packed.layers.keys() & LAYERS.keys()
+        assert all(same_layer(packed.layers[name], LAYERS[name]) for name in shared)
+        assert all(torch.equal(tensor, OTHERS[name]) for name, tensor in packed.others.items())
+    except PackedError as error:
+        assert str(error).endswith(".")  # noqa: PT017 - success is fine, too
+    finally:
+        (spoiled / "nimble.json").write_bytes(original)
 
 
 def test_a_manifest_that_is_changed_by_hand(copy: Path) -> None:
