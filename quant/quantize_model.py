@@ -115,7 +115,6 @@ class _Quantizer:
             self.folder.check()  # before hours of work, not after
         model = BlockModel(self.folder)
         first = max((i for i in range(1, last + 1) if self._may_start_at(i)), default=0)
-        self.work.remove_activations(but=first)
         hidden = self._activations(first)
         if first == 0 and not hidden.is_complete():
             hidden.write(embed_samples(model, self.tokens))
