@@ -135,13 +135,50 @@ def decode_blocks(fields: np.ndarray, code: str, pattern: NMPattern) -> np.ndarr
     if code == "bitmask":
         bits = (fields >> np.arange(pattern.m)) & 1
         if (bits.sum(axis=-1) != pattern.n).any():
-            raise ValueError(f"A block's bitmask does not have n = {pattern.n} bits set: the stream is damaged.")
+            raise _damaged_bitmask(pattern)
         return np.nonzero(bits)[-1].reshape(*fields.shape[:-1], pattern.n)
     if code == "rank":
         table = _rank_table(pattern)
         if (fields >= len(table)).any():
-            raise ValueError(
-                f"A block's rank is beyond C({pattern.m},{pattern.n}) − 1 = {len(table) - 1}: the stream is damaged."
-            )
+            raise _damaged_rank(pattern)
         return table[fields[..., 0]].astype(np.int64)
     raise ValueError(f"{code!r} is not a code that writes block positions.")
+
+
+def decode_mask(fields: np.ndarray, code: str, pattern: NMPattern) -> np.ndarray:
+    """Mask that `encode_mask` has written as fields [rows, fields]: bool [rows, K].
+
+    Raises
+    ------
+    ValueError
+        As `decode_blocks`.
+    """
+    if code == "rank":
+        table = np.zeros((len(_rank_table(pattern)), pattern.m), bool)
+        np.put_along_axis(table, _rank_table(pattern).astype(np.int64), True, axis=-1)
+        if int(fields.max()) >= len(table):
+            raise _damaged_rank(pattern)
+        return table[fields].reshape(len(fields), -1)
+    if code == "bitmask":
+        mask = np.empty((*fields.shape, pattern.m), bool)
+        for position in range(pattern.m):
+            mask[..., position] = (fields >> position) & 1
+        mask = mask.reshape(len(fields), -1)
+        if (pattern.kept_per_block(mask) != pattern.n).any():
+            raise _damaged_bitmask(pattern)
+        return mask
+    positions = decode_blocks(fields.reshape(len(fields), -1, pattern.n), code, pattern)
+    mask = np.zeros((*positions.shape[:2], pattern.m), bool)
+    np.put_along_axis(mask, positions, True, axis=-1)
+    return mask.reshape(len(fields), -1)
+
+
+def _damaged_rank(pattern: NMPattern) -> ValueError:
+    return ValueError(
+        f"A block's rank is beyond C({pattern.m},{pattern.n}) − 1 = {comb(pattern.m, pattern.n) - 1}: the stream is "
+        "damaged."
+    )
+
+
+def _damaged_bitmask(pattern: NMPattern) -> ValueError:
+    return ValueError(f"A block's bitmask does not have n = {pattern.n} bits set: the stream is damaged.")

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_mask
+from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, decode_mask, encode_mask
 from accel.config import RANK_M_MAX, SLICE_BYTES, ConfigError, CoreConfig
 from accel.schedule import nonzeros
 from quant import NMPattern, NMWeight
@@ -480,24 +480,30 @@ def take_apart(columns: np.ndarray, layout: StreamLayout) -> TileArrays:
     ValueError
         When a block code is no code word, or a zero point is beyond 15.
     """
-    data = columns.reshape(-1, layout.groups, layout.tile_bytes)
+    scale, zero, nibble, fields = _sections(columns.reshape(-1, layout.groups, layout.tile_bytes), layout)
+    n, m = layout.pattern.n, layout.pattern.m
+    blocks = layout.group // m
+    if fields is None:
+        local = np.broadcast_to(np.arange(n), (*scale.shape, blocks, n))
+    else:
+        local = decode_blocks(fields.reshape(*scale.shape, blocks, -1), layout.code, layout.pattern)
+    position = (local + np.arange(blocks)[:, None] * m).reshape(*scale.shape, layout.slots)
+    return TileArrays(scale, zero, position, nibble)
+
+
+def _sections(data: np.ndarray, layout: StreamLayout) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Scales, zero points, nibbles and fields of block codes (None without) of [rows, groups, tile_bytes]."""
     begin = layout.header_bytes
     end = begin + layout.code_bytes
-    scale = _scales(data, layout)
     zero = data[:, :, layout.scale_bytes] if layout.asymmetric else np.zeros_like(data[:, :, 0])
     if (zero > 15).any():
         raise ValueError(f"A tile's zero point is {zero.max()}, beyond 15: the stream is damaged.")
-    nibble = _unpack_fields(data[:, :, end:], 4, layout.slots).astype(np.uint8)
-    n, m = layout.pattern.n, layout.pattern.m
-    blocks = layout.group // m
-    if layout.code == "none":
-        local = np.broadcast_to(np.arange(n), (*data.shape[:2], blocks, n))
-    else:
-        per_block = n if layout.code == "index" else 1
-        fields = _unpack_fields(data[:, :, begin:end], code_bits(layout.code, layout.pattern), blocks * per_block)
-        local = decode_blocks(fields.reshape(*data.shape[:2], blocks, per_block), layout.code, layout.pattern)
-    position = (local + np.arange(blocks)[:, None] * m).reshape(*data.shape[:2], layout.slots)
-    return TileArrays(scale, zero, position, nibble)
+    nibbles = _unpack_fields(data[:, :, end:], 4, layout.slots)
+    fields = None
+    if layout.code != "none":
+        count = layout.group // layout.pattern.m * (layout.pattern.n if layout.code == "index" else 1)
+        fields = _unpack_fields(data[:, :, begin:end], code_bits(layout.code, layout.pattern), count)
+    return _scales(data, layout), zero, nibbles, fields
 
 
 def unpack(stream: PackedStream, channel_scale: np.ndarray | None = None) -> NMWeight:
@@ -512,26 +518,28 @@ def unpack(stream: PackedStream, channel_scale: np.ndarray | None = None) -> NMW
         float32 [O]; the stream holds integers only, so it is ones by default.
     """
     layout = stream.layout
-    parts = take_apart(tile_columns(stream), layout)
-    rows = layout.out_tiles * layout.columns
-    values = np.zeros((rows, layout.groups, layout.group), np.int8)
-    mask = np.zeros((rows, layout.groups, layout.group), bool)
-    codes = parts.nibble.astype(np.int8)
+    columns = tile_columns(stream).reshape(-1, layout.groups, layout.tile_bytes)
+    scale, zero_point, nibbles, fields = _sections(columns, layout)
+    if fields is None:
+        mask = np.ones((len(columns), layout.k_padded), bool)
+    else:
+        mask = decode_mask(fields.reshape(len(columns), -1), layout.code, layout.pattern)
+    values = np.zeros(mask.shape, np.int8)
+    codes = nibbles.astype(np.int8)
     if not layout.asymmetric:
-        codes = np.where(codes > 7, codes - 16, codes).astype(np.int8)
-    np.put_along_axis(values, parts.position, codes, axis=-1)
-    np.put_along_axis(mask, parts.position, True, axis=-1)
-    out_features, in_features = layout.out_features, layout.in_features
+        codes = (codes ^ 8) - np.int8(8)  # the sign of four bits
+    values[mask] = codes.reshape(-1)
+    rows, in_features = layout.out_features, layout.in_features
     if channel_scale is None:
-        channel_scale = np.ones(out_features, np.float32)
+        channel_scale = np.ones(rows, np.float32)
     return NMWeight(
-        values=values.reshape(rows, -1)[:out_features, :in_features],
-        mask=mask.reshape(rows, -1)[:out_features, :in_features],
-        group_scale=parts.scale[:out_features],
+        values=values[:rows, :in_features],
+        mask=mask[:rows, :in_features],
+        group_scale=scale[:rows],
         channel_scale=channel_scale,
         pattern=layout.pattern,
         group_size=layout.group,
-        zero_point=parts.zero_point[:out_features] if layout.asymmetric else None,
+        zero_point=zero_point[:rows] if layout.asymmetric else None,
     )
 
 
@@ -548,10 +556,15 @@ def _pack_fields(fields: np.ndarray, bits: int, size: int) -> np.ndarray:
 
 
 def _unpack_fields(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """Inverse of ``_pack_fields``: uint32 [rows, groups, count]."""
+    """Inverse of ``_pack_fields``: uint8 [rows, groups, count], or uint32 for more than 8 bits."""
     if bits == 4:
         nibbles = np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:2], -1)
         return nibbles[:, :, :count]
     planes = np.unpackbits(data, axis=-1, bitorder="little", count=bits * count)
     planes = planes.reshape(*data.shape[:2], count, bits)
-    return (planes.astype(np.uint32) << np.arange(bits, dtype=np.uint32)).sum(axis=-1, dtype=np.uint32)
+    # One pass a bit: a sum over a last axis of so few is far slower.
+    word = np.uint8 if bits <= 8 else np.uint32
+    fields = np.zeros(planes.shape[:3], word)
+    for bit in range(bits):
+        fields |= planes[..., bit].astype(word) << word(bit)
+    return fields

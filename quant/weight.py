@@ -169,9 +169,9 @@ class NMWeight:
             -8..7 if symmetric, -15..15 if asymmetric.
         """
         if self.zero_point is None:
-            return np.where(self.mask, self.values, np.int8(0))
+            return self.values * self.mask
         difference: NDArray[np.int8] = self.values - self._along_row(self.zero_point.astype(np.int8))
-        difference[~self.mask] = 0
+        difference *= self.mask
         return difference
 
     def to_dense(self) -> NDArray[np.float32]:

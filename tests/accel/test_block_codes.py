@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel.codes import CODES, bits_per_block, code_bits, codes_for, decode_blocks, encode_blocks, encode_mask
+from accel.codes import (
+    CODES,
+    bits_per_block,
+    code_bits,
+    codes_for,
+    decode_blocks,
+    decode_mask,
+    encode_blocks,
+    encode_mask,
+)
 from quant import NMPattern
 
 SMALL = [NMPattern(n, m) for m in range(1, 9) for n in range(1, m + 1)]
@@ -81,6 +90,7 @@ def test_a_mask_is_encoded_as_its_blocks_are(case: tuple[NMPattern, np.ndarray],
     np.put_along_axis(mask, rows, True, axis=-1)
     fields = encode_mask(mask.reshape(len(rows), -1), code, pattern)
     assert np.array_equal(fields, encode_blocks(rows, code, pattern).reshape(len(rows), -1))
+    assert np.array_equal(decode_mask(fields, code, pattern), mask.reshape(len(rows), -1))
 
 
 @given(st.integers(1, 32), st.data())
@@ -141,9 +151,10 @@ def test_a_damaged_field_is_refused(pattern: NMPattern) -> None:
     }
     for code, words in good.items():
         for field in set(range(1 << code_bits(code, pattern))) - words:
-            with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are compared in full
-                decode_blocks(np.array([[0 if code == "rank" else (1 << n) - 1], [field]]), code, pattern)
-            assert str(error.value) == sentences[code]
+            for read in (decode_blocks, decode_mask):
+                with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are compared in full
+                    read(np.array([[0 if code == "rank" else (1 << n) - 1], [field]]), code, pattern)
+                assert str(error.value) == sentences[code]
 
 
 @given(st.integers(2, 32), st.data())
