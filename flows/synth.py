@@ -58,7 +58,7 @@ class CoreSynthesis:
                 "Delay is abc's, by the tables of the library's one corner, without wires and without load on outputs; "
                 "setup and clock-to-output of flip-flops are not in it."
             )
-        if request.target.block_ram_bits is None:
+        if request.target.block_ram_from is None:
             said.append(f"Memories of {MACRO_WORDS} words and more are left for macros: only their bits are counted.")
         return said
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from accel.config import CoreConfig
+from accel.core.CoreMsg import mk_group_msg, mk_step_msg
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,34 @@ def _memories(config: CoreConfig) -> list[ExpectedMemory]:
 
 
 def _constants(config: CoreConfig) -> list[ConstantBits]:
-    return [
-        ConstantBits(
-            r"sequencer\.step\[\d+\]",
-            "Lane 0 starts at a step's first block and first code: its offset and shift are 0.",
-        )
+    step = _field_bits(mk_step_msg(config))
+    offset_bits, shift_bits = len(step["offset"]) // config.lanes, len(step["shift"]) // config.lanes
+    found = [
+        _bits("sequencer.step", step["offset"][:offset_bits], "Lane 0 works on the first block of a step."),
     ]
+    for lane in range(config.lanes):
+        codes = step["shift"][lane * shift_bits : (lane + 1) * shift_bits]
+        reached = (lane * config.code_field_bits).bit_length()
+        found.append(
+            _bits("sequencer.step", codes[reached:], f"Lane {lane}'s code comes after at most {lane} others of a step.")
+        )
+    if config.chain_rows == 1:
+        length = _field_bits(mk_group_msg(config))["length"]
+        found.append(_bits("sequencer.group", length, "A drain chain of one row has always one partial sum."))
+    return found
+
+
+def _bits(register: str, bits: range, reason: str) -> ConstantBits:
+    indices = "|".join(map(str, bits))
+    return ConstantBits(rf"{re.escape(register)}\[({indices})\]" if bits else r"(?!)", reason)
+
+
+def _field_bits(message: Any) -> dict[str, range]:
+    """Return the bits of each field of a message in its packed form, the lowest first."""
+    bits: dict[str, range] = {}
+    low = 0
+    # The first field is the highest.
+    for name, kind in reversed(message.__bitstruct_fields__.items()):
+        bits[name] = range(low, low + kind.nbits)
+        low += kind.nbits
+    return bits

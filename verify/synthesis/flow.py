@@ -101,14 +101,15 @@ def _run(request: Request, done: Synthesis, deadline: Deadline, progress: Callab
     design, target, yosys = request.design, request.target, done.tools[0]
     progress("Looking for defects")
     done.findings += lint(design, deadline)
-    done.findings += check_design(design, inspect(design, yosys, deadline), request.expected)
+    inspection = inspect(design, yosys, deadline)
+    done.findings += check_design(design, inspection, request.expected)
     progress("Mapping each module")
     blocks = map_blocks(design, target, request.multipliers, yosys, deadline, request.expected.parts)
     done.blocks = blocks_of(design, blocks.statistics, target)
     progress("Mapping the flattened core")
     flat = map_flat(design, target, request.multipliers, yosys, deadline)
     done.total = flat.statistics.whole(design.top, target)
-    done.findings += check_memories(flat.log, target, request.expected)
+    done.findings += check_memories(inspection, flat.log, target, request.expected)
     if request.liberty is not None:
         done.delay_ps = delay_ps(flat)
     if request.device is not None:

@@ -58,32 +58,29 @@ def check_design(design: Design, inspection: Inspection, expected: Expectations)
     return findings
 
 
-def check_memories(log: str, target: Target, expected: Expectations) -> list[Finding]:
-    """Return the memories that should be block RAM and are not.
+def check_memories(inspection: Inspection, log: str, target: Target, expected: Expectations) -> list[Finding]:
+    """Return the memories that should be block RAM and are not: the configuration's, and any other that is as large.
 
     Parameters
     ----------
     log : what yosys printed when it mapped the flattened design.
     """
-    if target.block_ram_bits is None:
+    if target.block_ram_from is None:
         return []
+    least_words, least_bits = target.block_ram_from
     used = dict(re.findall(r"^mapping memory \w+\.(\S+) via (\S+)", log, re.MULTILINE))
     used.update(dict.fromkeys(re.findall(r"^using FF mapping for memory \w+\.(\S+)", log, re.MULTILINE), "flip-flops"))
     mapped = {readable(path): kind for path, kind in used.items()}
+    sizes = {memory.path: (memory.words, memory.width) for memory in expected.memories}
+    sizes.update(inspection.memories())
     findings = []
-    for memory in expected.memories:
-        if memory.bits < target.block_ram_bits:
+    for path, (words, width) in sizes.items():
+        if words < least_words or words * width < least_bits:
             continue
-        kind = mapped.get(memory.path, "nothing: it is not a memory of the netlist")
+        kind = mapped.get(path, "single registers, for it is no memory of the netlist")
         if not re.fullmatch(target.block_ram, kind):
-            kind = kind.strip("$_").removeprefix("_")
-            findings.append(
-                Finding(
-                    "block RAM",
-                    memory.path,
-                    f"A memory of {memory.words} words of {memory.width} bits was mapped to {kind}, not to block RAM.",
-                )
-            )
+            what = f"A memory of {words} words of {width} bits was mapped to {kind.strip('$_')}, not to block RAM."
+            findings.append(Finding("block RAM", path, what))
     return findings
 
 
@@ -100,6 +97,7 @@ def listed(findings: Iterable[Finding]) -> tuple[list[Finding], dict[str, int]]:
 
 def _loops_and_drivers(design: Design, log: str) -> list[Finding]:
     findings = []
+    bits = _Bits(design)
     for report in re.split(r"^Warning: ", log, flags=re.MULTILINE)[1:]:
         first, *rest = report.splitlines()
         rest = [line.strip() for line in rest if line.startswith("    ")]
@@ -107,51 +105,67 @@ def _loops_and_drivers(design: Design, log: str) -> list[Finding]:
             wires = [line for line in rest if line.startswith("wire ")]
             nets = list(dict.fromkeys(_net(line.split(" source:")[0].removeprefix("wire ")) for line in wires))
             kinds = set(re.findall(r"\(\$(\w+)\)", report))
-            where = _place(design, nets[0] if nets else "an unnamed net", _line(report))
             # A value that an always_comb block keeps when it is not assigned goes through multiplexers to itself.
             if kinds <= {"mux", "pmux", "buf"} and len(nets) == 1:
-                what = f"{nets[0]} keeps its value where it is not assigned, which is a latch."
-                findings.append(Finding("latch", where, what))
+                bits.add("latch", nets[0], _line(report), "{} keeps its value where it is not assigned: a latch.")
             else:
+                where = _place(design, nets[0] if nets else "an unnamed net", _line(report))
                 what = f"A combinational loop goes through {', '.join(nets) or 'unnamed nets'}."
                 findings.append(Finding("loop", where, what))
         elif first.startswith("multiple conflicting drivers"):
             net = _net(first.partition(" for ")[2].rstrip(":").partition(".")[2])
-            drivers = "; ".join(line.removeprefix("port ") for line in rest[:4])
-            findings.append(Finding("drivers", _place(design, net, 0), f"{net} has several drivers: {drivers}."))
+            cells = [found[1] for line in rest if (found := re.search(r"of (cell \S+|module input \S+)", line))]
+            bits.add(
+                "drivers", net, 0, f"{{}} has {len(rest)} drivers: {', '.join(dict.fromkeys(cells)) or 'constants'}."
+            )
         elif "has no driver" in first:
             net = _net(first.partition("Wire ")[2].partition(" is used")[0].partition(".")[2])
-            findings.append(Finding("drivers", _place(design, net, 0), f"{net} is used but has no driver."))
+            bits.add("drivers", net, 0, "{} is used but has no driver.")
         else:
             findings.append(Finding("drivers", design.top, f"yosys says: {first}"))
-    return findings
+    return findings + bits.findings()
 
 
 def _latches(design: Design, cells: list[Cell]) -> list[Finding]:
-    return [
-        Finding("latch", _place(design, _net(cell.ports["Q"]), cell.line), f"{_net(cell.ports['Q'])} is a latch.")
-        for cell in cells
-    ]
+    bits = _Bits(design)
+    for cell in cells:
+        bits.add("latch", _net(cell.ports["Q"]), cell.line, "{} is a latch.")
+    return bits.findings()
 
 
 def _constants(design: Design, inspection: Inspection, expected: Expectations) -> list[Finding]:
-    stuck: dict[tuple[str, str, int], list[int]] = {}
+    bits = _Bits(design)
     for cell in inspection.cells("registers.il"):
         given, net = cell.ports["D"], _net(cell.ports["Q"])
         value = _stuck_at(cell.type, given, given == cell.ports["Q"])
         if value is not None and not expected.may_be_constant(net):
-            name, index = _split(net)
-            stuck.setdefault((f"The register {name}", value, cell.line), []).append(index)
+            bits.add("constant", net, cell.line, f"The register {{}} {value}.")
     for cell in inspection.cells("outputs.il"):
         given, net = cell.ports["I"], _net(cell.ports["O"])
         if re.fullmatch(r"1'[01xz]", given) and not expected.may_be_constant(net):
             value = "is not driven" if given[-1] in "xz" else f"is always {given[-1]}"
-            name, index = _split(net)
-            stuck.setdefault((f"The output {name}", value, 0), []).append(index)
-    return [
-        Finding("constant", _place(design, subject.split()[-1], line), f"{subject}{_ranges(bits)} {value}.")
-        for (subject, value, line), bits in stuck.items()
-    ]
+            bits.add("constant", net, 0, f"The output {{}} {value}.")
+    return bits.findings()
+
+
+class _Bits:
+    """Findings on single bits, which become one for each net."""
+
+    def __init__(self, design: Design) -> None:
+        self._design = design
+        self._bits: dict[tuple[str, str, int, str], list[int]] = {}
+
+    def add(self, guard: str, net: str, line: int, sentence: str) -> None:
+        """Take down a bit; the sentence has ``{}`` for the net with all its bits."""
+        name, index = _split(net)
+        self._bits.setdefault((guard, name, line, sentence), []).append(index)
+
+    def findings(self) -> list[Finding]:
+        """Return a finding for each net and sentence."""
+        return [
+            Finding(guard, _place(self._design, name, line), sentence.format(name + _ranges(indices)))
+            for (guard, name, line, sentence), indices in self._bits.items()
+        ]
 
 
 def _split(net: str) -> tuple[str, int]:

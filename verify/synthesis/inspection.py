@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from verify.synthesis.hierarchy import Design
+from verify.synthesis.hierarchy import Design, readable
 from verify.synthesis.mapping import read_flat, without_comments
 from verify.synthesis.store import stored
 from verify.synthesis.tools import Deadline, SynthesisTool, run_tool
@@ -52,6 +52,12 @@ class Inspection:
         """Return the cells that a file lists."""
         return list(_cells(self.text(name)))
 
+    def memories(self) -> dict[str, tuple[int, int]]:
+        """Return the words and the width of each memory that the frontend has found, by path."""
+        found = re.findall(r"^ *memory (?:width (\d+) )?size (\d+) (\S+)$", self.text("memories.il"), re.MULTILINE)
+        # What is not written is 1.
+        return {readable(path): (int(words), int(width or 1)) for width, words, path in found}
+
 
 def inspect(design: Design, yosys: SynthesisTool, deadline: Deadline) -> Inspection:
     """Read and simplify a design, and write down what the guards look at.
@@ -78,9 +84,9 @@ def inspect(design: Design, yosys: SynthesisTool, deadline: Deadline) -> Inspect
         "dump -o multipliers.il t:$mul t:$macc t:$macc_v2",
         # One cell for each bit of a register, and one for each bit of an output.
         "simplemap t:$dff t:$dffe t:$adff t:$adffe t:$sdff t:$sdffe t:$sdffce",
+        "dump -o registers.il t:$_*DFF*_",
         "iopadmap -bits -outpad OUTPUT I:O",
         "opt_clean",
-        "dump -o registers.il t:$_*DFF*_",
         "dump -o outputs.il t:OUTPUT",
     ]
     text = "\n".join(script) + "\n"

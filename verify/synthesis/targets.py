@@ -63,8 +63,8 @@ class Target:
     dsp_maps: tuple[str, ...] = ()
     #: Cells of registers and blocks, which are named after the nets that they drive.
     named: str = ""
-    #: Memories of at least this many bits must be block RAM; None if there is none.
-    block_ram_bits: int | None = None
+    #: Words and bits from which on a memory must be block RAM; None if there is none.
+    block_ram_from: tuple[int, int] | None = None
     #: Name that yosys's log gives to a block RAM.
     block_ram: str = ""
     #: Speed grades and devices that place and route knows; empty if there is none.
@@ -88,6 +88,10 @@ MACRO_WORDS = 64
 
 #: Commands that turn smaller memories into flip-flops.
 _SOFT_MEMORIES = ("opt -fast -full", f"memory_map t:$mem_v2 r:SIZE<{MACRO_WORDS} %i", "opt -full")
+
+#: A quarter of the smallest block, and so deep that LUTs would cost more: yosys takes blocks for all such memories,
+#: of 8 to 128 bits a word, on ECP5 and Xilinx alike.
+_BLOCK_RAM_FROM = (128, 4096)
 
 _LUT = Resources(lut=1)
 _FF = Resources(ff=1)
@@ -117,8 +121,8 @@ ECP5 = Target(
         "-map +/lattice/dsp_map_18x18.v t:$__MUL18X18",
     ),
     named="t:TRELLIS_FF t:MULT18X18D t:DP16KD t:PDPW16KD",
-    block_ram_bits=8192,
-    block_ram="$__DP16KD_|$__PDPW16KD_",
+    block_ram_from=_BLOCK_RAM_FROM,
+    block_ram=r"\$__(DP|PDPW)16KD_",
     devices=("12k", "25k", "45k", "85k"),
     speeds=(6, 7, 8),
 )
@@ -139,8 +143,9 @@ ICE40 = Target(
     keep="-noflatten",
     with_dsp="-dsp",
     named="t:SB_DFF* t:SB_MAC16 t:SB_RAM40_4K*",
-    block_ram_bits=2048,
-    block_ram="$__ICE40_RAM4K_",
+    # It has no other memory than flip-flops.
+    block_ram_from=(16, 128),
+    block_ram=r"\$__ICE40_RAM4K_",
 )
 
 
@@ -171,8 +176,8 @@ def _xilinx(name: str, title: str, family: str) -> Target:
         ),
         no_dsp="-nodsp",
         named="t:FD*E t:DSP48E* t:RAMB*",
-        block_ram_bits=8192,
-        block_ram=r"$__XILINX_BLOCKRAM_\w*",
+        block_ram_from=_BLOCK_RAM_FROM,
+        block_ram=r"\$__XILINX_BLOCKRAM_\w*",
         notes={"bram": "halves of a 36-Kbit block"},
     )
 
