@@ -41,8 +41,8 @@ def read_gptq(
     version : int
         1, which stores zero - 1, or 2, which stores zero.
     symmetric : bool
-        `sym` of the file's configuration. Zero points of a symmetric file are 8 whatever its version; some tools
-        write those of version 2 in files that say version 1.
+        `sym` of the file's configuration. Some tools store the 8 of a symmetric file as version 2 does in files
+        that say version 1; it is then taken as it is.
     activation_order : bool
         `desc_act` of the file's configuration: the layer then has a g_idx.
     pattern : NMPattern or None
@@ -84,9 +84,7 @@ def _zero_points(
     layer: LayerTensors, stored: NDArray[np.uint8], version: int, symmetric: bool
 ) -> NDArray[np.uint8] | None:
     """Zero points [O, groups], None where all are 8."""
-    if symmetric and ((stored == SYMMETRIC_ZERO).all() or (stored == SYMMETRIC_ZERO - 1).all()):
-        return None
-    if version == 1:
+    if version == 1 and not (symmetric and (stored == SYMMETRIC_ZERO).all()):
         if (stored == 15).any():
             row, group = (int(i) for i in np.argwhere(stored == 15)[0])
             raise layer.fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from quant import NMPattern
 from quant.formats.detect import FORMATS, detect
-from quant.formats.folder import _MARKS
+from quant.formats.folder import _MARKS, read_quantized_folder
 from quant.formats.infer import LISTED, infer_pattern
 from quant.formats.schemes import WeightScheme, weight_schemes
 
@@ -97,6 +98,18 @@ def test_a_quantised_checkpoint_without_configuration_is_no_plain_one() -> None:
         detect({}, ["a.scales", "a.qweight", "b.weight"])
     with pytest.raises(ValueError, match=r"^config\.json has quantization_config 'gptq', but it must be an object"):
         detect({"quantization_config": "gptq"})
+
+
+def test_a_folder_without_the_tensors_of_its_format_is_refused() -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    folder = SimpleNamespace(path="m", config={"quantization_config": settings}, tensor_names=["a.weight"])
+    with pytest.raises(
+        ValueError, match=r"^m says that it is GPTQ version 1, 4-bit, but no tensor ends in \.qweight\.$"
+    ):
+        next(read_quantized_folder(folder))
+    folder.config = {}
+    with pytest.raises(ValueError, match=r"^m holds plain float weights; what is read as quantised is compressed-"):
+        next(read_quantized_folder(folder))
 
 
 def group(**weights: Any) -> dict[str, Any]:

@@ -210,6 +210,11 @@ BROKEN = [
         "weight_zero_point of layer a holds 8 at [7, 1], but a 4-bit code is -8 to 7.",
     ),
     (
+        packed_asymmetric,
+        {"a.weight_zero_point": at(np.zeros((10, 2), np.int8), (0, 0), -9)},
+        "weight_zero_point of layer a holds -9 at [0, 0], but a 4-bit code is -8 to 7.",
+    ),
+    (
         packed,
         {"a.weight_g_idx": np.arange(20, dtype=np.int32) // 5},
         "weight_g_idx of layer a puts column 10 in group 2, but there are groups 0 to 1.",
