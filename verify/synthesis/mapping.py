@@ -206,4 +206,4 @@ def without_comments(text: str) -> str:
     They hold line numbers of the generator's sources, which change without changing the hardware. Line numbers of
     the text itself are kept.
     """
-    return re.sub(r"^\s*//.*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"^[ \t]*//.*$", "", text, flags=re.MULTILINE)
