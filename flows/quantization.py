@@ -10,6 +10,7 @@ from flows.info import pattern_name
 from flows.quantize_options import Aim, Job
 from flows.recipe import FLOAT
 from quant import LayerSettings
+from quant.judgement import Rise
 from quant.search import Search
 
 SCHEMA = "nimble.quantize"
@@ -63,9 +64,10 @@ class Quantization:
     layers: tuple[LayerResult, ...]
     #: Bits of all these layers in the model's own type.
     float_bits: int
-    #: Perplexities on text that neither calibration nor a search has seen.
-    float_perplexity: float
-    perplexity: float
+    #: Loss of the float model in nats a token, on text that neither calibrates nor tells a search what to try.
+    float_loss: float
+    #: How much the quantised model's is above it.
+    measured: Rise
     #: Of a search: what was allowed, and all that was tried.
     aim: Aim | None = None
     search: Search | None = None
@@ -76,9 +78,14 @@ class Quantization:
         return sum(layer.bits for layer in self.layers)
 
     @property
-    def rise(self) -> float:
-        """Relative rise of the perplexity."""
-        return self.perplexity / self.float_perplexity - 1
+    def float_perplexity(self) -> float:
+        """Perplexity before."""
+        return math.exp(self.float_loss)
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity after, with dequantised weights."""
+        return math.exp(self.float_loss + self.measured.mean)
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object of ``nimble quantize``."""
@@ -96,7 +103,11 @@ class Quantization:
             "length": self.length,
             "seed": job.seed,
             "awq": self.awq,
-            "perplexity": {"float": self.float_perplexity, "quantised": self.perplexity, "rise": self.rise},
+            "perplexity": {
+                "float": self.float_perplexity,
+                "quantised": self.perplexity,
+                **rise_document(self.measured),
+            },
             "bits": self.bits,
             "float_bits": self.float_bits,
             "bits_per_weight": self.bits / sum(layer.weights for layer in self.layers),
@@ -113,13 +124,13 @@ class Quantization:
             "objective": self.aim.objective,
             "allowed": self.aim.max_loss,
             "predicted": relative(best.predicted),
-            "measured": relative(best.measured),
+            "measured": relative(best.measured.mean),
             "candidates": [settings_document(settings) for settings in self.aim.candidates],
             "trials": [
                 {
                     "cost": trial.cost,
                     "predicted": relative(trial.predicted),
-                    "measured": relative(trial.measured),
+                    "measured": relative(trial.measured.mean),
                     "float_layers": trial.floats,
                 }
                 for trial in self.search.trials
@@ -132,6 +143,17 @@ def settings_document(settings: LayerSettings | None) -> dict[str, Any]:
     if settings is None:
         return {"pattern": FLOAT}
     return {**asdict(settings), "pattern": pattern_name(settings.pattern)}
+
+
+def rise_document(rise: Rise) -> dict[str, Any]:
+    """Return a relative rise of a perplexity and its standard error, which a single sample has none of."""
+    error = relative_error(rise)
+    return {"rise": relative(rise.mean), "standard_error": error if math.isfinite(error) else None}
+
+
+def relative_error(rise: Rise) -> float:
+    """Standard error of a relative rise."""
+    return math.exp(rise.mean) * rise.error
 
 
 def relative(rise: float) -> float:

@@ -28,8 +28,9 @@ from flows.recipe import Recipe
 from flows.stored_model import COMPANIONS
 from flows.terminal import progress
 from quant import LayerSettings
-from quant.blocks import BlockModel, perplexity
+from quant.blocks import BlockModel
 from quant.formats.compressed_tensors_folder import write_compressed_tensors
+from quant.judgement import Rise, rise_of, sample_losses
 from quant.model_folder import ModelFolder
 from quant.quantize_model import quantize_model
 from quant.quantized_model import QuantizedModel
@@ -68,8 +69,8 @@ def quantize_by_hand(job: Job, recipe: Recipe, others: Mapping[str, Any], awq: b
     with run.working():
         before = run.judge("Perplexity of the float model", run.float_model)
         model = run.quantize(choice, scaled)
-        after = run.judge("Perplexity of the quantised model", BlockModel(model))
-        result = run.result(choice, model, scaled, before, after)
+        rise = rise_of(before, run.judge("Perplexity of the quantised model", BlockModel(model)))
+        result = run.result(choice, model, scaled, before, rise)
         run.export(model, choice, result)
     return result
 
@@ -95,20 +96,19 @@ def quantize_automatically(job: Job, aim: Aim) -> Quantization:
         sensitivities = run.measure_layers(aim, cost)
         allowed = math.log1p(aim.max_loss)
 
-        def measure(choice: Choice) -> float:
+        def measure(choice: Choice) -> Rise:
             return run.try_choice(choice, before, allowed)
 
         search = search_choice(sensitivities, cost, allowed, measure, aim.rounds)
         best = search.best
         if best is None:
-            least = min(relative(trial.measured) for trial in search.trials)
+            least = min(relative(trial.measured.mean) for trial in search.trials)
             raise ValueError(
                 f"No choice keeps to a rise of {aim.max_loss:.3%}: the smallest that was measured, in "
                 f"{len(search.trials)} trials, is {least:.3%}; allow more, or judge on more text."
             )
         model = run.quantize(best.choice, awq=False)
-        after = before * math.exp(best.measured)
-        result = run.result(best.choice, model, False, before, after, sensitivities, aim, search)
+        result = run.result(best.choice, model, False, before, best.measured, sensitivities, aim, search)
         run.export(model, best.choice, result)
     return result
 
@@ -163,9 +163,10 @@ class _Run:
         finally:
             work.close()
 
-    def judge(self, title: str, model: BlockModel) -> float:
+    def judge(self, title: str, model: BlockModel) -> torch.Tensor:
+        """Losses of the samples that judge."""
         with progress(title, total=model.blocks) as bar:
-            return perplexity(model, self.judging, progress=lambda done, blocks: bar.advance())
+            return sample_losses(model, self.judging, progress=lambda done, blocks: bar.advance())
 
     def measure_layers(self, aim: Aim, cost: Callable[[str, LayerSettings | None], int]) -> Sensitivities:
         with progress("Measuring layers", total=len(self.folder.linears)) as bar:
@@ -195,15 +196,15 @@ class _Run:
     def _quantised(self, choice: Choice, awq: bool) -> Path:
         return self.job.work_folder / f"quantised-{_digest(choice, awq)}"
 
-    def try_choice(self, choice: Choice, before: float, allowed: float) -> float:
+    def try_choice(self, choice: Choice, before: torch.Tensor, allowed: float) -> Rise:
         """Rise of the loss with a choice for the whole model; what was tried before is not tried again."""
         record = self.job.work_folder / f"trial-{_digest(choice, awq=False)}.json"
         if record.exists():
-            return float(json.loads(record.read_text(encoding="utf-8"))["rise"])
+            return Rise(*json.loads(record.read_text(encoding="utf-8")))
         model = self.quantize(choice, awq=False)
-        rise = math.log(self.judge("Perplexity of a trial", BlockModel(model)) / before)
-        write_text(record, json.dumps({"rise": rise}))
-        if rise > allowed:
+        rise = rise_of(before, self.judge("Perplexity of a trial", BlockModel(model)))
+        write_text(record, json.dumps(rise))
+        if rise.mean > allowed:
             shutil.rmtree(self._quantised(choice, awq=False))
         return rise
 
@@ -212,8 +213,8 @@ class _Run:
         choice: Choice,
         model: QuantizedModel,
         awq: bool,
-        before: float,
-        after: float,
+        before: torch.Tensor,
+        measured: Rise,
         sensitivities: Sensitivities | None = None,
         aim: Aim | None = None,
         search: Search | None = None,
@@ -239,8 +240,8 @@ class _Run:
             length=self.length,
             layers=tuple(layers),
             float_bits=sum(self.costs.bits(name, None) for name in choice),
-            float_perplexity=before,
-            perplexity=after,
+            float_loss=float(before.mean()),
+            measured=measured,
             aim=aim,
             search=search,
         )

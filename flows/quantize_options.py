@@ -79,6 +79,10 @@ class Aim:
     #: Whole models to try before settling for gentle settings.
     rounds: int = 4
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"--rounds is {self.rounds}; it must be 1 or more.")
+
 
 def read_max_loss(text: str) -> float:
     """Return 0.005 for ``0.5%``.

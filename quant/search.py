@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from quant.allocation import AllowanceError, allocate
+from quant.judgement import Rise
 from quant.linear import LayerSettings
 from quant.sensitivity import Sensitivities
 
@@ -42,8 +43,8 @@ class Trial:
     cost: int
     #: Sum of the rises that were measured of each layer alone, those below 0 taken as 0, in nats a token.
     predicted: float
-    #: Rise that was measured with all layers quantised, in nats a token.
-    measured: float
+    #: Rise that was measured with all layers quantised.
+    measured: Rise
 
     @property
     def floats(self) -> int:
@@ -64,7 +65,7 @@ def search_choice(
     sensitivities: Sensitivities,
     cost: ChoiceCost,
     allowed: float,
-    measure: Callable[[Choice], float],
+    measure: Callable[[Choice], Rise],
     rounds: int,
 ) -> Search:
     """Find the cheapest settings of all layers with which a model's loss rises by no more than is allowed.
@@ -80,7 +81,7 @@ def search_choice(
     allowed
         Largest rise of the mean loss, in nats a token, above 0.
     measure
-        Quantises a whole model so and returns the rise of its loss, in nats a token. It is called once for a choice.
+        Quantises a whole model so and returns the rise of its loss. It is called once for a choice.
     rounds
         Trials of allocated choices, at least 1.
 
@@ -102,7 +103,7 @@ def search_choice(
 
 class _State:
     def __init__(
-        self, sensitivities: Sensitivities, cost: ChoiceCost, allowed: float, measure: Callable[[Choice], float]
+        self, sensitivities: Sensitivities, cost: ChoiceCost, allowed: float, measure: Callable[[Choice], Rise]
     ) -> None:
         self.rises = {name: sensitivities.losses(name) for name in sensitivities.layers}
         self.hedged = _hedged(sensitivities)
@@ -117,7 +118,7 @@ class _State:
 
     @property
     def best(self) -> Trial | None:
-        kept = [trial for trial in self.trials if trial.measured <= self.allowed]
+        kept = [trial for trial in self.trials if self.keeps(trial)]
         return min(kept, key=lambda trial: trial.cost, default=None)
 
     def try_allocations(self, rounds: int) -> None:
@@ -129,23 +130,32 @@ class _State:
                 return
             if any(trial.choice == choice for trial in self.trials):
                 return
-            trial = self.try_choice(choice)
-            if _NEAR * self.allowed <= trial.measured <= self.allowed:
+            self.try_choice(choice)
+            rises, next_budget = self.hedged, self.next_budget()
+            if next_budget is None:
                 return
-            rises = self.hedged
-            budget = self.next_budget(trial)
+            budget = next_budget
 
-    def next_budget(self, last: Trial) -> float:
-        """What the next trial may spend of hedged rises: as the last one's came out, but between what was within the
-        allowed rise so far and what was not."""
+    def next_budget(self) -> float | None:
+        """What the next trial may spend of hedged rises; None when the last one came near enough to the allowed rise.
+
+        As much as the last trial's rise says, between what kept to the allowed rise so far and what did not. More is
+        spent only as far as the last rise is sure to be small.
+        """
+        last = self.trials[-1]
         spent = self.hedged_sum(last.choice)
-        aim = spent * _AIM * self.allowed / last.measured if last.measured > 0 else 2 * spent
-        # A rise of almost nothing says little about what lies beyond twice as much.
-        aim = min(aim, 2 * spent)
-        kept = [self.hedged_sum(trial.choice) for trial in self.trials if trial.measured <= self.allowed]
-        over = [self.hedged_sum(trial.choice) for trial in self.trials if trial.measured > self.allowed]
+        kept = [self.hedged_sum(trial.choice) for trial in self.trials if self.keeps(trial)]
+        over = [self.hedged_sum(trial.choice) for trial in self.trials if not self.keeps(trial)]
         low, high = max(kept, default=0.0), min(over, default=math.inf)
+        rise = last.measured.mean + (last.measured.error if self.keeps(last) else 0.0)
+        if self.keeps(last) and rise >= _NEAR * self.allowed:
+            return None
+        # A rise of almost nothing says little about what lies beyond twice as much.
+        aim = spent * min(_AIM * self.allowed / rise if rise > 0 else math.inf, 2.0)
         return aim if low < aim < high else (low + min(high, 2 * low)) / 2
+
+    def keeps(self, trial: Trial) -> bool:
+        return trial.measured.mean <= self.allowed
 
     def try_gentle_choices(self) -> None:
         gentle = {name: min(row, key=lambda settings: row[settings]) for name, row in self.errors.items()}
@@ -157,7 +167,7 @@ class _State:
                 return
             if any(trial.choice == choice for trial in self.trials):
                 continue
-            if self.try_choice(choice).measured <= self.allowed:
+            if self.keeps(self.try_choice(choice)):
                 return
 
     def try_choice(self, choice: Choice) -> Trial:

@@ -84,3 +84,16 @@ def broken_functional_level() -> Iterator[Callable[[], None]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CoreFL, "run_fl", run_fl)
         yield patch.undo
+
+
+@pytest.fixture(scope="session")
+def trained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level Llama of two small blocks that has seen a little of the text that ships with CPython; read only."""
+    from flows.small_model import SmallModelSettings, train_small_model
+
+    path = tmp_path_factory.mktemp("trained") / "small"
+    sizes = SmallModelSettings(
+        hidden=32, intermediate=64, blocks=2, heads=2, key_value_heads=2, steps=200, batch=8, length=64
+    )
+    train_small_model(path, settings=sizes)
+    return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from quant import LayerSettings, NMPattern
 from quant.allocation import AllowanceError, allocate
+from quant.judgement import Rise
 from quant.search import Choice, Search, search_choice
 from quant.sensitivity import Sensitivities, Sensitivity
 
@@ -47,17 +49,23 @@ def sensitivities_of(layers: list[tuple[float, list[float]]], noisy: bool) -> Se
 
 
 def run(
-    layers: list[tuple[float, list[float]]], factor: float, allowed: float, noisy: bool = True, rounds: int = 4
+    layers: list[tuple[float, list[float]]],
+    factor: float,
+    allowed: float,
+    noisy: bool = True,
+    rounds: int = 4,
+    unsure: float = 0.0,
 ) -> tuple[Search, Sensitivities, list[Choice]]:
     measured: list[Choice] = []
 
-    def measure(choice: Choice) -> float:
+    def measure(choice: Choice) -> Rise:
         measured.append(choice)
-        return factor * math.fsum(
+        rise = factor * math.fsum(
             rate * found.layers[name][settings].error
             for (rate, _), (name, settings) in zip(layers, choice.items(), strict=True)
             if settings is not None
         )
+        return Rise(rise, unsure * rise)
 
     found = sensitivities_of(layers, noisy)
     return search_choice(found, bits, allowed, measure, rounds), found, measured
@@ -78,7 +86,7 @@ def test_the_best_is_the_cheapest_that_was_measured_within_what_is_allowed(
         assert trial.cost == sum(bits(name, settings) for name, settings in trial.choice.items())
         alone = [found.layers[name][settings].loss for name, settings in trial.choice.items() if settings is not None]
         assert trial.predicted == pytest.approx(math.fsum(max(0.0, loss or 0.0) for loss in alone))
-    within = [trial for trial in search.trials if trial.measured <= allowed]
+    within = [trial for trial in search.trials if trial.measured.mean <= allowed]
     assert (search.best is None) == (not within)
     if search.best is not None:
         assert search.best in within
@@ -112,10 +120,18 @@ def test_trials_close_in_on_what_is_allowed(factor: float) -> None:
     first, _, _ = run(LADDER, factor, 0.1, noisy=False, rounds=1)
     search, _, _ = run(LADDER, factor, 0.1, noisy=False)
     assert search.best is not None
-    assert 0.8 * 0.1 < search.best.measured <= 0.1
+    assert 0.8 * 0.1 < search.best.measured.mean <= 0.1
     if factor < 1:
         assert first.best is not None
         assert search.best.cost < first.best.cost
+
+
+def test_more_is_spent_only_as_far_as_a_rise_is_sure_to_be_small() -> None:
+    sure, _, _ = run(LADDER, 0.4, 0.1, noisy=False, rounds=2)
+    unsure, _, _ = run(LADDER, 0.4, 0.1, noisy=False, rounds=2, unsure=1.0)
+    assert sure.trials[0] == replace(unsure.trials[0], measured=sure.trials[0].measured)
+    assert sure.trials[1].predicted > unsure.trials[1].predicted > sure.trials[0].predicted
+    assert len(run(LADDER, 0.4, 0.1, noisy=False, unsure=2.0)[0].trials) == 1
 
 
 def test_a_lucky_layer_does_not_stay_free() -> None:
@@ -124,7 +140,7 @@ def test_a_lucky_layer_does_not_stay_free() -> None:
     search, _, _ = run(lucky, 1.0, 0.05)
     first, best = search.trials[0], search.best
     assert first.choice["layers.0.q_proj"] == SETTINGS[-1]
-    assert first.measured > 0.05
+    assert first.measured.mean > 0.05
     assert best is not None
     assert best.floats == 0
     assert best.choice["layers.0.q_proj"] != SETTINGS[-1]
