@@ -179,6 +179,15 @@ def test_scales_are_rounded_to_the_dtype_and_it_is_told() -> None:
         compressed_tensors_tensors(NAME, QuantizedLinear(large), torch.float16)
 
 
+def test_scales_of_zero_are_exact() -> None:
+    weight = quantize_rtn(np.ones((2, 8), np.float32), NMPattern(1, 1), 4)
+    linear = QuantizedLinear(dataclasses.replace(weight, group_scale=np.array([[0, 3], [0, 0]])))
+    assert scale_error(linear) == 0
+    read = read_pack_quantized(compressed_tensors_tensors(NAME, linear), NAME)
+    assert read.scale_error == 0
+    assert np.array_equal(read.weight.to_dense(), linear.weight.to_dense())
+
+
 def test_a_column_order_cannot_be_written() -> None:
     weight = quantize_rtn(np.ones((2, 8), np.float32), NMPattern(1, 1), 4)
     with pytest.raises(ValueError, match=f"^Layer {NAME} takes its input features in an order of its own"):
