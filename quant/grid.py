@@ -9,15 +9,16 @@ from torch import Tensor
 
 from quant.scales import split_scales
 
-#: Shares of a group's range that the clip search tries, the whole range first.
-_SHRINK_FACTORS = tuple(1.0 - 0.04 * step for step in range(14))
+#: Multiples of a group's range that the clip search tries after the whole range. The outermost code of a symmetric
+#: group's range is 7.5, so that up to 7.5 / 7 is of use.
+_RANGES = (1.06, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58, 0.52)
 
 
 @dataclass(frozen=True)
 class Grid:
     """What codes of a group can stand for: (code - zero) * scale, one scale and zero per output row."""
 
-    #: Scale, float32 [O], more than 0.
+    #: Scale, float32 [O], not 0. A negative one is for a group whose largest weight is positive: it can take -8.
     scale: Tensor
     #: Zero point as float32 [O], or None if symmetric.
     zero: Tensor | None
@@ -42,7 +43,8 @@ def fit_grid(weights: Tensor, kept: Tensor, symmetric: bool, importance: Tensor 
     """Fit a real-valued scale to each row of a group.
 
     The scale is absmax / 7.5 (symmetric) or (max - min) / 15 over a range that includes 0. With an importance,
-    shrunk ranges are tried as well and the one of least weighted squared error is taken.
+    other ranges are tried as well, and negative symmetric scales, and the one of least weighted squared error is
+    taken.
 
     Parameters
     ----------
@@ -57,39 +59,37 @@ def fit_grid(weights: Tensor, kept: Tensor, symmetric: bool, importance: Tensor 
 
     Source
     ------
-    Scale conventions: compressed-tensors 0.20.
+    Scale conventions: compressed-tensors 0.20. Negative scales: Intel Neural Compressor's full range.
     """
     alive = weights * kept
-    highest, lowest = alive.amax(dim=0), alive.amin(dim=0)
-    best = _grid_of_range(highest, lowest, symmetric)
+    # A pruned position is 0, which every grid meets exactly and every range includes.
+    # float64, as max - min of float32 weights may overflow float32.
+    highest, lowest = alive.amax(dim=0).double().clamp_(min=0), alive.amin(dim=0).double().clamp_(max=0)
+    smallest = torch.finfo(torch.float32).tiny
+    if symmetric:
+        scale = (torch.maximum(highest, -lowest) / 7.5).float().clamp_(min=smallest)
+        best = Grid(scale, None)
+        signs: tuple[float, ...] = (1.0, -1.0)
+    else:
+        step = (highest - lowest) / 15
+        scale = step.float().clamp_(min=smallest)
+        best = Grid(scale, torch.where(step > 0, -lowest / step.clamp(min=smallest), 0.0).round().clamp(0, 15).float())
+        signs = (1.0,)
     if importance is None:
         return best
     least = _error(best, alive, importance)
-    scale, zero = best.scale.clone(), None if best.zero is None else best.zero.clone()
-    for factor in _SHRINK_FACTORS[1:]:
-        candidate = _grid_of_range(highest * factor, lowest * factor, symmetric)
-        error = _error(candidate, alive, importance)
-        better = error < least
-        least = torch.where(better, error, least)
-        scale = torch.where(better, candidate.scale, scale)
-        if zero is not None and candidate.zero is not None:
-            zero = torch.where(better, candidate.zero, zero)
-    return Grid(scale, zero)
-
-
-def _grid_of_range(highest: Tensor, lowest: Tensor, symmetric: bool) -> Grid:
-    # float64, as max - min of float32 weights may overflow float32.
-    high, low = highest.double().clamp(min=0), lowest.double().clamp(max=0)
-    smallest = torch.finfo(torch.float32).tiny
-    if symmetric:
-        return Grid((torch.maximum(high, -low) / 7.5).float().clamp(min=smallest), None)
-    scale = (high - low) / 15
-    zero = torch.where(scale > 0, -low / scale.clamp(min=smallest), 0.0).round().clamp(0, 15)
-    return Grid(scale.float().clamp(min=smallest), zero.float())
+    found = scale
+    for multiple in (1.0, *_RANGES):
+        for sign in signs:
+            candidate = (scale * multiple).clamp_(min=smallest) * sign
+            error = _error(Grid(candidate, best.zero), alive, importance)
+            better = error < least
+            least = torch.where(better, error, least)
+            found = torch.where(better, candidate, found)
+    return Grid(found, best.zero)
 
 
 def _error(grid: Grid, alive: Tensor, importance: Tensor) -> Tensor:
-    # A pruned position is 0, which every grid meets exactly.
     return importance @ (grid.nearest(alive) - alive).square_()
 
 
@@ -99,7 +99,7 @@ class LayerGrid:
 
     #: Scale of each output row, float32 [O].
     channel_scale: Tensor
-    #: Integer scale of each group, int32 [groups, O].
+    #: Integer scale of each group, int32 [groups, O], not 0.
     group_scale: Tensor
     #: Zero point of each group, float32 [groups, O], or None if symmetric.
     zero: Tensor | None
@@ -108,16 +108,17 @@ class LayerGrid:
 
     @classmethod
     def from_groups(cls, groups: list[Grid], length: int, scale_bits: int) -> LayerGrid:
-        """Split the real-valued scales of every group in two levels."""
-        scale = torch.stack([grid.scale for grid in groups], dim=1)
-        # A scale at the end of the float range stands for a group of zeros, which takes any scale.
-        given = scale.double().numpy()
-        given[given <= torch.finfo(torch.float32).tiny] = 0.0
-        split = split_scales(given, scale_bits)
+        """Split the real-valued scales of every group in two levels; signs go to the integers."""
+        scale = torch.stack([grid.scale for grid in groups], dim=1).double()
+        size = scale.abs()
+        # The smallest scale stands for a group of zeros, which takes any.
+        size[size <= torch.finfo(torch.float32).tiny] = 0.0
+        split = split_scales(size.numpy(), scale_bits)
+        group_scale = torch.from_numpy(split.group_scale) * torch.where(scale < 0, -1, 1)
         zeros = [grid.zero for grid in groups if grid.zero is not None]
         return cls(
             torch.from_numpy(split.channel_scale),
-            torch.from_numpy(split.group_scale.T.copy()),
+            group_scale.T.to(torch.int32).contiguous(),
             torch.stack(zeros) if zeros else None,
             length,
         )

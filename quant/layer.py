@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from quant.descent import descend
 from quant.grid import Grid, LayerGrid, fit_grid
 from quant.linear import LayerSettings
+from quant.mask_search import fit_kept, search_mask
 from quant.masks import keep_largest, wanda_score
-from quant.second_order import ErrorFactor, factor_hessian, sweep
+from quant.second_order import ErrorFactor, Settled, factor_hessian, sweep
 from quant.statistics import InputStatistics
 from quant.weight import NMWeight
 
@@ -27,7 +27,8 @@ def quantize_layer(
     * sparsegpt: keeps what would cost most to prune, and moves the later weights to compensate;
     * rtn: rounds each weight to the nearest code;
     * gptq: rounds column by column, and moves the later weights to compensate; pruned weights stay 0;
-    * joint: one sweep that prunes, fits the group's scales to what is kept, rounds and compensates.
+    * joint: searches the mask and the kept weights together, fits the scales to them, rounds as gptq does, and then
+      moves codes and mask, each with all others in view, as long as the output error falls.
 
     Parameters
     ----------
@@ -55,76 +56,85 @@ def quantize_layer(
     columns = weights.shape[1]
     whole_row = -(-columns // settings.pattern.m) * settings.pattern.m
     length = whole_row if settings.group_size == -1 else min(settings.group_size, whole_row)
-
     chosen, _, rounding = settings.method.partition("-")
-    factor = None
-    if statistics is not None and statistics.hessian is not None and settings.method not in _NEED_NO_MATRIX:
-        factor = factor_hessian(statistics.hessian, damping)
-    mask: Tensor | None = None
-    by_column = weights.T.contiguous()
-    if chosen == "magnitude":
-        mask = keep_largest(weights.abs(), settings.pattern).T.contiguous()
-    elif chosen == "wanda":
-        assert statistics is not None
-        mask = keep_largest(wanda_score(weights, statistics), settings.pattern).T.contiguous()
-    elif chosen == "sparsegpt":
-        assert factor is not None
-        by_column, mask = sweep(by_column, factor, settings.pattern)
 
-    if rounding == "rtn":
-        assert mask is not None
+    if settings.method in _NEED_NO_MATRIX:
         importance = torch.ones(columns) if statistics is None else statistics.mean_square
-        grid = _fit_layer_grid(by_column, mask, importance, length, settings)
+        return _round(_keep(weights, statistics, chosen, settings), importance, length, settings)
+    assert statistics is not None
+    assert statistics.hessian is not None
+    factor = factor_hessian(statistics.hessian, damping)
+    by_column = weights.T.contiguous()
+    if chosen == "joint":
+        return _joint(by_column, factor, length, settings)
+    if chosen == "sparsegpt":
+        start = sweep(by_column, factor, settings.pattern)
     else:
-        assert factor is not None
-        grid, mask, by_column = _sweep_twice(by_column, mask, factor, length, settings)
-    return _weight(by_column, mask, grid, settings)
+        start = _keep(weights, statistics, chosen, settings)
+    if rounding == "rtn":
+        return _round(start, statistics.mean_square, length, settings)
+    return _gptq(start, factor, length, settings)
 
 
+#: Methods that need no second moments between two features.
 _NEED_NO_MATRIX = ("magnitude-rtn", "wanda-rtn")
 
 
-def _fit_layer_grid(
-    by_column: Tensor, mask: Tensor, importance: Tensor, length: int, settings: LayerSettings
-) -> LayerGrid:
+def _keep(weights: Tensor, statistics: InputStatistics | None, chosen: str, settings: LayerSettings) -> Settled:
+    """Keep what scores highest, weights [O, K] as they are."""
+    score = weights.abs() if chosen == "magnitude" or statistics is None else wanda_score(weights, statistics)
+    return Settled(weights.T.contiguous(), keep_largest(score, settings.pattern).T.contiguous())
+
+
+def _round(start: Settled, importance: Tensor, length: int, settings: LayerSettings) -> NMWeight:
+    return _weight(start, _fit_grids(start, importance, length, settings), settings)
+
+
+def _joint(weights: Tensor, factor: ErrorFactor, length: int, settings: LayerSettings) -> NMWeight:
+    pattern = settings.pattern
+    if pattern.is_dense:
+        start = Settled(weights, torch.ones(weights.shape, dtype=torch.bool))
+    else:
+        start = fit_kept(weights, factor.hessian, search_mask(weights, factor.hessian, pattern))
+    grid = _fit_grids(start, factor.cost, length, settings)
+    rounded = sweep(start.weights, factor, pattern, start.mask, length, lambda index, target: grid.group(index))
+    return _weight(descend(weights, factor.hessian, rounded, grid, pattern), grid, settings)
+
+
+def _gptq(start: Settled, factor: ErrorFactor, length: int, settings: LayerSettings) -> NMWeight:
+    """Sweep with real-valued scales, fitted as groups are reached; split them in two levels, and sweep again."""
+    groups: list[Grid] = []
+
+    def fit(index: int, target: Tensor) -> Grid:
+        part = slice(index * length, index * length + len(target))
+        importance = factor.cost[part] if settings.clip else None
+        groups.append(fit_grid(target, start.mask[part], settings.symmetric, importance))
+        return groups[-1]
+
+    sweep(start.weights, factor, settings.pattern, start.mask, length, fit)
+    grid = LayerGrid.from_groups(groups, length, settings.scale_bits)
+    again = sweep(start.weights, factor, settings.pattern, start.mask, length, lambda index, target: grid.group(index))
+    return _weight(again, grid, settings)
+
+
+def _fit_grids(start: Settled, importance: Tensor, length: int, settings: LayerSettings) -> LayerGrid:
+    """Fit every group's scale to the weights as they are, errors weighted by an importance [K] if clipping."""
     groups = []
-    for first in range(0, len(by_column), length):
+    for first in range(0, len(start.weights), length):
         part = slice(first, first + length)
         weight_of_error = importance[part] if settings.clip else None
-        groups.append(fit_grid(by_column[part], mask[part], settings.symmetric, weight_of_error))
+        groups.append(fit_grid(start.weights[part], start.mask[part], settings.symmetric, weight_of_error))
     return LayerGrid.from_groups(groups, length, settings.scale_bits)
 
 
-def _sweep_twice(
-    by_column: Tensor, mask: Tensor | None, factor: ErrorFactor, length: int, settings: LayerSettings
-) -> tuple[LayerGrid, Tensor, Tensor]:
-    """Sweep with real-valued scales, split them in two levels, and sweep again with mask and scales fixed."""
-    groups: list[Grid] = []
-
-    def fit(index: int, target: Tensor) -> Callable[[Tensor], Tensor]:
-        part = slice(index * length, index * length + len(target))
-        if mask is None:
-            likely = keep_largest((target.square() * factor.cost[part, None]).T, settings.pattern).T
-        else:
-            likely = mask[part]
-        weight_of_error = factor.cost[part] if settings.clip else None
-        groups.append(fit_grid(target, likely, settings.symmetric, weight_of_error))
-        return groups[-1].nearest
-
-    kept = sweep(by_column, factor, settings.pattern, mask, length, fit).mask
-    grid = LayerGrid.from_groups(groups, length, settings.scale_bits)
-    again = sweep(by_column, factor, settings.pattern, kept, length, lambda index, target: grid.group(index).nearest)
-    return grid, kept, again.weights
-
-
-def _weight(by_column: Tensor, mask: Tensor, grid: LayerGrid, settings: LayerSettings) -> NMWeight:
-    codes = torch.empty(by_column.shape, dtype=torch.int8)
-    for first in range(0, len(by_column), grid.length):
+def _weight(settled: Settled, grid: LayerGrid, settings: LayerSettings) -> NMWeight:
+    codes = torch.empty(settled.weights.shape, dtype=torch.int8)
+    for first in range(0, len(codes), grid.length):
         part = slice(first, first + grid.length)
-        codes[part] = grid.group(first // grid.length).codes(by_column[part] * mask[part])
+        codes[part] = grid.group(first // grid.length).codes(settled.weights[part] * settled.mask[part])
     return NMWeight(
         codes.T.numpy(),
-        mask.T.numpy(),
+        settled.mask.T.numpy(),
         grid.group_scale.T.numpy(),
         grid.channel_scale.numpy(),
         settings.pattern,

@@ -9,8 +9,8 @@ from quant.pattern import NMPattern
 from quant.statistics import InputStatistics
 
 
-def keep_largest(score: Tensor, pattern: NMPattern) -> Tensor:
-    """Keep the n positions of highest score in each block of m along a row.
+def keep_largest(score: Tensor, pattern: NMPattern, axis: int = 1) -> Tensor:
+    """Keep the n positions of highest score in each block of m.
 
     Equal scores keep the lower index, as `quant.prune.magnitude_mask` does.
 
@@ -20,10 +20,12 @@ def keep_largest(score: Tensor, pattern: NMPattern) -> Tensor:
         Scores without NaN; infinities are legal.
     pattern : NMPattern
         n counts the kept positions.
+    axis : int
+        The axis of K, along which blocks lie: 1, or 0 for a score [K, O].
 
     Returns
     -------
-    bool [O, K]
+    bool, of the score's shape
         True where kept: exactly min(n, block length) per block.
 
     Raises
@@ -31,25 +33,22 @@ def keep_largest(score: Tensor, pattern: NMPattern) -> Tensor:
     ValueError
         If a score is NaN.
     """
-    rows, columns = score.shape
     if pattern.is_dense:
-        return torch.ones((rows, columns), dtype=torch.bool)
+        return torch.ones(score.shape, dtype=torch.bool)
     if score.isnan().any():
         row, column = (int(i) for i in score.isnan().nonzero()[0])
-        raise ValueError(f"The score in row {row}, column {column} is nan, so that it cannot be ranked.")
+        raise ValueError(f"The score at [{row}, {column}] is nan, so that it cannot be ranked.")
+    columns = score.shape[axis]
     blocks = -(-columns // pattern.m)
-    # Position-major, so that each comparison runs over contiguous memory. The padding of a short last block has
-    # the lowest score and the highest indices, so that it never wins.
-    lanes = score.new_full((pattern.m, rows, blocks), -torch.inf)
-    for position in range(min(pattern.m, columns)):
-        lane = score[:, position :: pattern.m]
-        lanes[position, :, : lane.shape[1]] = lane
-    kept = keep_largest_lanes(lanes, pattern.n)
-    mask = torch.empty((rows, columns), dtype=torch.bool)
-    for position in range(min(pattern.m, columns)):
-        lane = mask[:, position :: pattern.m]
-        lane.copy_(kept[position, :, : lane.shape[1]])
-    return mask
+    padding = blocks * pattern.m - columns
+    if padding:
+        # The lowest score at the highest indices never wins.
+        shape = [padding if dimension == axis else length for dimension, length in enumerate(score.shape)]
+        score = torch.cat([score, score.new_full(shape, -torch.inf)], dim=axis)
+    # Position-major, so that comparisons run over long stretches of memory.
+    lanes = score.unflatten(axis, (blocks, pattern.m)).movedim(axis + 1, 0)
+    kept = keep_largest_lanes(lanes.contiguous(), pattern.n).movedim(0, axis + 1)
+    return kept.flatten(axis, axis + 1).narrow(axis, 0, columns).contiguous()
 
 
 def keep_largest_lanes(lanes: Tensor, n: int) -> Tensor:
@@ -59,10 +58,11 @@ def keep_largest_lanes(lanes: Tensor, n: int) -> Tensor:
         return torch.ones(lanes.shape, dtype=torch.bool)
     # A position's rank is how many others beat it; comparing every pair is faster than one small sort per block.
     rank = torch.zeros(lanes.shape, dtype=torch.uint8)
-    for low in range(length - 1):
-        low_wins = lanes[low] >= lanes[low + 1 :]
-        rank[low + 1 :] += low_wins
-        rank[low] += (~low_wins).sum(dim=0, dtype=torch.uint8)
+    for low in range(length):
+        for high in range(low + 1, length):
+            low_wins = lanes[low] >= lanes[high]
+            rank[high] += low_wins
+            rank[low] += ~low_wins
     return rank < n
 
 
@@ -84,4 +84,4 @@ def wanda_score(W: Tensor, statistics: InputStatistics) -> Tensor:
     ------
     Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", arXiv 2306.11695.
     """
-    return W.abs().float() * statistics.mean_square.sqrt()
+    return W.float().abs() * statistics.mean_square.sqrt()

@@ -7,31 +7,34 @@ deviation from it costs; Rⱼⱼ² is 1 / [H⁻¹]ⱼⱼ of the columns not yet 
 
 Source
 ------
-SparseGPT: Frantar and Alistarh, arXiv 2301.00774. GPTQ: Frantar et al., arXiv 2210.17323. As successive
-elimination without an inverse: QuIP's LDL view, Chee et al., arXiv 2307.13304.
+SparseGPT: Frantar and Alistarh, arXiv 2301.00774. GPTQ: Frantar et al., arXiv 2210.17323. Feedback without an
+inverse: QuIP, Chee et al., arXiv 2307.13304.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from quant.grid import Grid
 from quant.masks import keep_largest_lanes
 from quant.pattern import NMPattern
 
-#: Columns settled between two matrix products, rounded to a multiple of m.
-_COLUMNS_AT_A_TIME = 128
+#: Columns settled between two matrix products, rounded to whole blocks.
+_PANEL = 128
 
 #: How often damping grows tenfold before a Hessian is given up.
 _DAMPING_STEPS = 5
 
 
 class ErrorFactor(NamedTuple):
-    """Triangular factor of a damped Hessian, in the form that the sweep reads."""
+    """A damped Hessian, and its triangular factor in the form that the sweep reads."""
 
+    #: H + damping, float32 [K, K].
+    hessian: Tensor
     #: Rᵢⱼ / Rⱼⱼ, float32 [K, K], unit upper triangular.
     feedback: Tensor
     #: Rⱼⱼ², float32 [K].
@@ -46,7 +49,7 @@ def factor_hessian(hessian: Tensor, damping: float = 0.01) -> ErrorFactor:
     Parameters
     ----------
     hessian : float32 [K, K]
-        Symmetric, positive semidefinite up to rounding. Features that were always 0 are legal.
+        Symmetric, positive semidefinite up to rounding. Features that were always 0 are legal, all of them too.
     damping : float
         Share of the mean of H's diagonal, 0 or more.
 
@@ -58,35 +61,29 @@ def factor_hessian(hessian: Tensor, damping: float = 0.01) -> ErrorFactor:
     if not 0 <= damping < float("inf"):
         raise ValueError(f"The damping is {damping}, but it must be a finite number, 0 or more.")
     mean = float(hessian.diagonal().mean())
-    added = (damping * mean) if mean > 0 else 1.0
+    share = damping
     for _ in range(_DAMPING_STEPS + 1):
+        damped = hessian.clone()
+        damped.diagonal().add_(share * mean if mean > 0 else 1.0)
         # Reversed in both axes, the lower factor of LAPACK is the upper one.
-        reversed_hessian = hessian.flip(0, 1)
-        reversed_hessian.diagonal().add_(added)
-        lower, failed = torch.linalg.cholesky_ex(reversed_hessian)
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         diagonal = lower.diagonal().flip(0)
         if not failed and bool(diagonal.isfinite().all()) and bool((diagonal > 0).all()):
-            upper = lower.flip(0, 1)
-            return ErrorFactor(upper.div_(diagonal), diagonal.square())
-        added = max(10 * added, 1e-6 * mean)
+            return ErrorFactor(damped, lower.flip(0, 1).div_(diagonal), diagonal.square())
+        share = max(10 * share, 1e-6)
     raise ValueError(
-        f"The Hessian of {len(hessian)} features is not positive definite even with {added / 10 / mean:.3g} of its "
-        "mean diagonal added; the calibration inputs may hold huge values."
+        f"The second moments of {len(hessian)} input features are not positive definite, even with {share / 10:.3g} "
+        "of their mean added to the diagonal; they were not gathered from finite inputs, or are not symmetric."
     )
 
 
-class Swept(NamedTuple):
-    """Result of a sweep, column-major."""
+class Settled(NamedTuple):
+    """Weights of a layer after a method, column-major."""
 
-    #: Settled weights, float32 [K, O], 0 where pruned.
+    #: float32 [K, O], 0 where pruned.
     weights: Tensor
     #: Kept positions, bool [K, O].
     mask: Tensor
-
-
-#: Called at each column that starts a group with its index and the current targets [length, O]; returns how
-#: targets [..., O] are moved to the grid.
-OpenGroup = Callable[[int, Tensor], Callable[[Tensor], Tensor]]
 
 
 def sweep(
@@ -95,40 +92,65 @@ def sweep(
     pattern: NMPattern,
     mask: Tensor | None = None,
     group_length: int | None = None,
-    open_group: OpenGroup | None = None,
-) -> Swept:
+    open_group: Callable[[int, Tensor], Grid] | None = None,
+) -> Settled:
     """Settle the columns from left to right, each one compensating the errors of those before it.
 
-    Without a mask each block of m keeps the n positions whose pruning would cost most, decided when the sweep
-    reaches the block. Without open_group kept weights stay real-valued.
+    Without a mask this is SparseGPT: each block of m keeps the n positions whose pruning would cost most, decided
+    when the sweep reaches the block. With a mask and a grid it is GPTQ, in which pruned weights stay 0.
+
+    Parameters
+    ----------
+    weights : float32 [K, O]
+        Weights, column-major; left as they are.
+    factor : ErrorFactor
+        Of the layer's input.
+    pattern : NMPattern
+        Where blocks lie, and what is kept if no mask is given.
+    mask : bool [K, O], optional
+        Positions to keep.
+    group_length : int, optional
+        Columns of a group, a multiple of m; needed with open_group.
+    open_group : callable, optional
+        Called at the first column of each group with the group's index and its columns' targets [length, O];
+        returns the grid that kept weights are moved to. Without it they stay real-valued.
     """
     columns = len(weights)
     settled = torch.empty_like(weights)
+    residual = torch.empty_like(weights)
     kept = torch.ones(weights.shape, dtype=torch.bool) if mask is None else mask
-    residual = torch.zeros_like(weights)
-    step = max(1, _COLUMNS_AT_A_TIME // pattern.m) * pattern.m
-    if open_group is not None and group_length is not None:
-        # A panel never spans two groups, as a group's targets must be known when its grid is fitted.
-        step = group_length
-    move: Callable[[Tensor], Tensor] | None = None
-    for first in range(0, columns, step):
-        last = min(first + step, columns)
-        target = torch.addmm(weights[first:last], factor.feedback[:first, first:last].T, residual[:first])
-        if open_group is not None:
-            move = open_group(first // step, target)
+    grid: Grid | None = None
+
+    def targets(first: int, last: int) -> Tensor:
+        return torch.addmm(weights[first:last], factor.feedback[:first, first:last].T, residual[:first])
+
+    for first, last in panels(columns, pattern.m, group_length):
+        target = targets(first, last)
         for block in range(first, last, pattern.m):
             end = min(block + pattern.m, last)
-            if mask is None and pattern.n < end - block:
-                here = target[block - first : end - first]
-                gain = here.square()
-                if move is not None:
-                    gain = gain - (move(here) - here).square_()
-                kept[block:end] = keep_largest_lanes(gain * factor.cost[block:end, None], pattern.n)
+            if open_group is not None and group_length is not None and block % group_length == 0:
+                group_end = min(block + group_length, columns)
+                in_panel = target[block - first : group_end - first]
+                grid = open_group(block // group_length, in_panel if group_end <= last else targets(block, group_end))
+            if mask is None:
+                score = target[block - first : end - first].square() * factor.cost[block:end, None]
+                kept[block:end] = keep_largest_lanes(score, pattern.n)
             for column in range(block, end):
                 value = target[column - first]
-                if move is not None:
-                    value = move(value)
-                settled[column] = value * kept[column]
-                residual[column] = weights[column] - settled[column]
+                torch.mul(value if grid is None else grid.nearest(value), kept[column], out=settled[column])
+                torch.sub(weights[column], settled[column], out=residual[column])
                 target[column - first + 1 :].addr_(factor.feedback[column, column + 1 : last], residual[column])
-    return Swept(settled, kept)
+    return Settled(settled, kept)
+
+
+def panels(columns: int, m: int, group_length: int | None) -> Iterator[tuple[int, int]]:
+    """First and last column (excluded) of each panel: whole groups where they are short, else parts of one group,
+    and whole blocks of m in any case."""
+    short = group_length is not None and group_length <= _PANEL
+    unit = group_length if group_length is not None and short else m
+    step = max(1, _PANEL // unit) * unit
+    stretch = columns if group_length is None or short else group_length
+    for start in range(0, columns, stretch):
+        end = min(start + stretch, columns)
+        for first in range(start, end, step):
+            yield first, min(first + step, end)
