@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from verify.synthesis.mapping import Multipliers, map_flat
 from verify.synthesis.targets import TARGETS
 from verify.synthesis.tools import Deadline, SynthesisTool
 from verify.verilator_build import FATAL_WARNINGS
+
+LONG = pytest.mark.skipif(
+    os.environ.get("HYPOTHESIS_PROFILE") != "long", reason="takes a while: runs with HYPOTHESIS_PROFILE=long"
+)
 
 #: Of a design without multipliers.
 NOTHING = Expectations(0, (8, 5), 0, (17, 8))
@@ -228,6 +233,7 @@ def test_the_tiny_core_is_sound(yosys: SynthesisTool) -> None:
     inspection = inspect(design, yosys, Deadline())
     expected = expectations(config)
     assert check_design(design, inspection, expected) == []
+    assert lint(design, Deadline()) == []
     # What the guards compare with is there.
     sizes = inspection.memories()
     for memory in expected.memories:
@@ -256,7 +262,10 @@ def test_a_mutated_core(line: str, broken: str, guard: str | None, says: str, yo
 
 
 @pytest.mark.slow
-@settings(max_examples=2, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(config=core_configs())
 def test_small_cores_are_sound(config: CoreConfig, yosys: SynthesisTool) -> None:
     assert check_core(config, yosys) == []
@@ -266,8 +275,16 @@ def test_small_cores_are_sound(config: CoreConfig, yosys: SynthesisTool) -> None
 # -- lint --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["tiny", "edge"])
-def test_the_presets_are_clean(preset: str) -> None:
+@pytest.mark.parametrize("preset", ["edge", "wide"])
+def test_presets_with_fewer_rows_and_columns_are_clean(preset: str) -> None:
+    """The modules are those of the whole preset, of which there are many times more."""
+    config = load_preset(preset).replace(rows=4, columns=2, act_ports=2, result_lanes=2)
+    assert lint(core_design(config), Deadline()) == []
+
+
+@LONG
+@pytest.mark.parametrize("preset", ["edge", "wide"])
+def test_whole_presets_are_clean(preset: str) -> None:
     assert lint(core_design(load_preset(preset)), Deadline()) == []
 
 
