@@ -115,6 +115,7 @@ class CoreSynthesis:
                 kind: {"used": used, "available": available} for kind, (used, available) in runs[0].utilisation.items()
             },
             "critical_path": {"seed": median.seed, **median.path.document()},
+            "arrivals_ns": dict(median.arrivals),
         }
 
 

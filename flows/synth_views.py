@@ -20,11 +20,13 @@ _DEPTH = 3
 #: Blocks with a smaller share of the LUTs, or of the area, are left out as well.
 _SMALLEST_SHARE = 0.01
 
+#: Registers of which the slowest way is shown.
+_ARRIVALS = 10
+
 #: Kinds of resources: heading, and name in `Resources`.
 _KINDS = (
     ("LUT", "lut"),
     ("carry", "carry"),
-    ("RAM", "lut_ram"),
     ("FF", "ff"),
     ("DSP", "dsp"),
     ("BRAM", "bram"),
@@ -43,7 +45,7 @@ def synthesis_view(synthesised: CoreSynthesis) -> list[RenderableType]:
         area = done.total.area_um2
         parts.append(
             f"Area {area:,.1f} µm², {area / request.liberty.nand2_area:,.0f} gate equivalents of a NAND2 of "
-            f"{request.liberty.nand2_area:g} µm²; delay {done.delay_ps:,.0f} ps, so at most {done.fmax_mhz:,} MHz."
+            f"{request.liberty.nand2_area:g} µm²; delay {done.delay_ps:,.0f} ps."
         )
     if done.routed:
         parts += _clock(synthesised)
@@ -80,7 +82,7 @@ def _blocks_table(synthesised: CoreSynthesis) -> Any:
     table = table_of(
         f"{synthesised.core}: cells of its blocks, those below included",
         ["block"],
-        ["×", *([] if not by_area else ["µm²"]), *(heading for heading, _ in kinds), "share"],
+        ["×", "each", *([] if not by_area else ["µm²"]), *(heading for heading, _ in kinds), "share"],
     )
     for block in _in_order(done.blocks, measure):
         size = getattr(block.total, measure)
@@ -94,6 +96,7 @@ def _blocks_table(synthesised: CoreSynthesis) -> Any:
         table.add_row(
             Text("  " * block.depth + name),
             str(block.count) if block.depth else "",
+            f"{getattr(block.each, measure):,.0f}" if block.count > 1 else "",
             *area,
             *("" if count == "0" else count for count in counts),
             f"{100 * size / whole:.1f} %",
@@ -102,6 +105,7 @@ def _blocks_table(synthesised: CoreSynthesis) -> Any:
         table.add_section()
         table.add_row(
             Text("mapped as one"),
+            "",
             "",
             *([] if not by_area else [f"{done.total.area_um2:,.0f}"]),
             *(f"{getattr(done.total, kind):,}" for _, kind in kinds),
@@ -143,7 +147,12 @@ def _clock(synthesised: CoreSynthesis) -> list[RenderableType]:
     )
     for step in path["steps"]:
         table.add_row(Text(step["at"]), str(step["cells"]), f"{step['logic_ns']:.2f}", f"{step['routing_ns']:.2f}")
-    return [*lines, table]
+    arrivals = table_of(
+        "Slowest ways into registers, in ns after the clock's edge", ["register, all of its name"], ["ns"]
+    )
+    for register, ns in list(document["arrivals_ns"].items())[:_ARRIVALS]:
+        arrivals.add_row(Text(register), f"{ns:.2f}")
+    return [*lines, table, arrivals]
 
 
 def _findings(synthesised: CoreSynthesis) -> list[RenderableType]:

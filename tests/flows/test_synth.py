@@ -160,6 +160,9 @@ def test_place_and_route(nimble: Any, nimble_json: Any, stand_in: None, tmp_path
     assert 1e3 / (path["logic_ns"] + path["routing_ns"]) == pytest.approx(document["fmax_mhz"], rel=0.02)
     assert path["from"] in ("product", "lane[0].y", "y")
     assert path["to"] == path["steps"][-1]["at"] == "y"
+    # A multiplier's register is inside of it; the accumulator's is the slowest to reach.
+    assert max(routed["arrivals_ns"], key=routed["arrivals_ns"].get) == "y"
+    assert routed["arrivals_ns"]["y"] == pytest.approx(1e3 / document["fmax_mhz"], abs=0.5)
     # People see the same.
     shown = nimble(*arguments).stdout
     assert f"Fmax {document['fmax_mhz']:.1f} MHz (median; " in shown
@@ -186,7 +189,9 @@ def test_standard_cells(nimble: Any, nimble_json: Any, stand_in: None) -> None:
     assert library["gate_equivalents"] == pytest.approx(total["area_um2"] / 2, rel=1e-4)
     assert total["ff"] == 13 + 16
     assert total["area_um2"] > 9 * total["ff"]
-    assert document["fmax_mhz"] == pytest.approx(1e6 / library["delay_ps"], rel=1e-3)
+    # A sum of 16 bits goes through as many cells of at least 10 ps; without wires it is no clock.
+    assert 160 < library["delay_ps"] < 3000
+    assert "fmax_mhz" not in document
     shown = nimble("synth", "--preset", "tiny", "--target", f"liberty:{LIBRARY}").stdout
     assert f"{library['gate_equivalents']:,.0f} gate equivalents of a NAND2 of 2 µm²" in " ".join(shown.split())
 

@@ -333,6 +333,10 @@ def test_the_critical_path_has_the_generators_names(yosys: SynthesisTool, nextpn
     assert re.fullmatch(r"pair\[[01]\]\.(lane\[[01]\]\.y|y__[01]|y\[[01]\])", routed.path.start)
     assert 1e3 / routed.fmax_mhz == pytest.approx(routed.path.logic_ns + routed.path.routing_ns, rel=0.02)
     assert routed.path.steps[-1].at == routed.path.end
+    arrivals = dict(routed.arrivals)
+    assert set(arrivals) <= {"pair.lane.y", "spare.y", "pair.y", "y", "a register that yosys made"} | {"pair.y__"}
+    # Setup is not in them.
+    assert max(arrivals.values()) == pytest.approx(1e3 / routed.fmax_mhz, abs=0.5)
     other = route(TOP, mapped, Device(ECP5, "12k", 8, 100.0), 1, nextpnr, Deadline())
     assert other.fmax_mhz > routed.fmax_mhz
 

@@ -56,10 +56,11 @@ class Synthesis:
 
     @property
     def fmax_mhz(self) -> float | None:
-        """Median of the seeds' highest frequencies, or that of the delay of standard cells; None for neither."""
-        if self.routed:
-            return round(statistics.median(run.fmax_mhz for run in self.routed), 2)
-        return round(1e6 / self.delay_ps, 2) if self.delay_ps else None
+        """Median of the seeds' highest frequencies; None before one is routed.
+
+        A delay of standard cells gives none: wires and flip-flops are not in it.
+        """
+        return round(statistics.median(run.fmax_mhz for run in self.routed), 2) if self.routed else None
 
 
 def synthesize(request: Request, deadline: Deadline, progress: Callable[[str], None]) -> Synthesis:

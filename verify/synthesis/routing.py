@@ -116,6 +116,9 @@ class Routed:
     seed: int
     fmax_mhz: float
     path: CriticalPath
+    #: Slowest way into each register, all elements of a list together: the register without indices, such as
+    #: ``column.pe.acc``, and ns from the clock's edge to its input, setup not included; the slowest first.
+    arrivals: tuple[tuple[str, float], ...]
     #: Of each kind of site that is used: how many, and how many there are.
     utilisation: dict[str, tuple[int, int]]
     cached: bool
@@ -137,7 +140,8 @@ def route(
     """
     arguments = [
         *(f"--{device.name}", "--speed", str(device.speed), "--seed", str(seed), "--freq", f"{device.goal_mhz:g}"),
-        *("--out-of-context", "--timing-allow-fail", "--report", _REPORT, "--json", NETLIST),
+        *("--out-of-context", "--timing-allow-fail", "--report", _REPORT, "--detailed-timing-report"),
+        *("--json", NETLIST),
     ]
     # The entry's name is a digest of all that the netlist depends on.
     key = {
@@ -184,6 +188,7 @@ def _read_report(design: Design, report: dict[str, Any], seed: int, cached: bool
         seed,
         round(slowest["achieved"], 2),
         _critical_path(design, inside[0]["path"]),
+        _arrivals(report["detailed_net_timings"]),
         {
             kind: (values["used"], values["available"])
             for kind, values in report["utilization"].items()
@@ -222,6 +227,16 @@ def _critical_path(design: Design, path: list[dict[str, Any]]) -> CriticalPath:
     return CriticalPath(start, end, tuple(steps))
 
 
+def _arrivals(nets: list[dict[str, Any]]) -> tuple[tuple[str, float], ...]:
+    slowest: dict[str, float] = {}
+    for net in nets:
+        for end in net["endpoints"]:
+            register = re.sub(r"\[\d+\]", "", _register(end["cell"]))
+            # Earliest and latest.
+            slowest[register] = max(slowest.get(register, 0.0), end["delay"][1])
+    return tuple((name, round(ns, 3)) for name, ns in sorted(slowest.items(), key=lambda item: -item[1]))
+
+
 def _place(design: Design, hop: dict[str, Any]) -> str:
     """Return where a wire of the path lies: the block and net of its name, or the source of what drives it."""
     net = hop.get("net", "")
@@ -236,7 +251,9 @@ def _place(design: Design, hop: dict[str, Any]) -> str:
 
 def _register(cell: str) -> str:
     """Return the net that a register drives, after which yosys has named it."""
-    return _word(re.sub(r"[\\_](TRELLIS_FF|MULT18X18D|DP16KD|PDPW16KD)\w*$", "", cell))
+    if "$" in cell.partition("\\")[0]:
+        return "a register that yosys made"
+    return _word(cell.partition("\\")[0])
 
 
 def _word(net: str) -> str:

@@ -120,7 +120,7 @@ ECP5 = Target(
         "-D DSP_NAME=$__MUL18X18 @blocks",
         "-map +/lattice/dsp_map_18x18.v t:$__MUL18X18",
     ),
-    named="t:TRELLIS_FF t:MULT18X18D t:DP16KD t:PDPW16KD",
+    named="t:TRELLIS_FF t:MULT18X18D t:DP16KD t:PDPW16KD t:TRELLIS_DPR16X4",
     block_ram_from=_BLOCK_RAM_FROM,
     block_ram=r"\$__(DP|PDPW)16KD_",
     devices=("12k", "25k", "45k", "85k"),
