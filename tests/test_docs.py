@@ -100,7 +100,8 @@ def check_command(line: str) -> None:
 
 def options_of(name: str) -> set[str]:
     """Return all options of a command."""
-    return {option for parameter in COMMANDS[name].params for option in parameter.opts} | {"--help"}
+    parameters = COMMANDS[name].params
+    return {option for one in parameters for option in (*one.opts, *one.secondary_opts)} | {"--help"}
 
 
 def check_inline(markdown: str) -> None:
