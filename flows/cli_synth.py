@@ -38,7 +38,7 @@ def synth(
         str,
         typer.Option(metavar="WHICH", help="Multipliers in blocks: all, scale (units), none, or how many of them."),
     ] = "all",
-    goal: Annotated[float, typer.Option(metavar="MHZ", help="Clock that place and route works towards.")] = 120.0,
+    goal: Annotated[float, typer.Option(metavar="MHZ", help="Clock to work towards.")] = 120.0,
     time_limit: Annotated[
         float | None, typer.Option(metavar="S", help="Stop after S seconds; what is finished is shown and kept.")
     ] = None,

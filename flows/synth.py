@@ -45,8 +45,9 @@ class CoreSynthesis:
         """Return what the figures rest on, as sentences."""
         request = self.synthesis.request
         said = [
-            "Cells of a block are those of the modules mapped one by one; totals and timing are of the core mapped as "
-            "one, which is smaller: logic is optimised across modules, and what is constant goes away."
+            "Cells of a block are those of its modules, mapped one by one and as small as "
+            f"{request.goal_mhz:g} MHz allow; totals and timing are of the core mapped as one: logic is optimised "
+            "across modules, what is constant goes away, and the slowest way is as fast as it can be."
         ]
         if request.device is not None:
             said.append(
@@ -76,6 +77,7 @@ class CoreSynthesis:
             "tools": [tool.document() for tool in done.tools],
             "target": request.target.name,
             "multiplier_blocks": request.multipliers.choice,
+            "goal_mhz": request.goal_mhz,
             "device": None if request.device is None else request.device.document(),
             "seeds": list(request.seeds),
             "complete": not done.unfinished,
@@ -153,6 +155,8 @@ def synthesize_core(
     deadline = Deadline(time_limit)
     if seeds < 1:
         raise ValueError(f"Place and route needs at least one seed, but {seeds} were asked for; see also --no-route.")
+    if not 0 < goal_mhz < 1e5:
+        raise ValueError(f"The clock to work towards must be between 0 and 100,000 MHz, but {goal_mhz} was given.")
     chosen, liberty = _target(target)
     routed = route and bool(chosen.devices)
     if not chosen.devices and (device is not None or speed is not None):
@@ -169,6 +173,7 @@ def synthesize_core(
         expected=expected,
         target=chosen,
         multipliers=Multipliers.parse(dsp, chosen, max(expected.lane_widths), expected.scale_multipliers),
+        goal_mhz=goal_mhz,
         device=place if routed else None,
         seeds=tuple(range(1, seeds + 1)) if routed else (),
         liberty=liberty,

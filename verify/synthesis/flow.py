@@ -30,6 +30,8 @@ class Request:
     expected: Expectations
     target: Target
     multipliers: Multipliers
+    #: Clock to work towards.
+    goal_mhz: float
     #: Where and how to route; None for none.
     device: Device | None = None
     #: Seeds of place and route.
@@ -105,7 +107,7 @@ def _run(request: Request, done: Synthesis, deadline: Deadline, progress: Callab
     inspection = inspect(design, yosys, deadline)
     done.findings += check_design(design, inspection, request.expected)
     progress("Mapping each module")
-    blocks = map_blocks(design, target, request.multipliers, yosys, deadline, request.expected.parts)
+    blocks = map_blocks(design, target, request.multipliers, yosys, deadline, request.goal_mhz, request.expected.parts)
     done.blocks = blocks_of(design, blocks.statistics, target)
     progress("Mapping the flattened core")
     flat = map_flat(design, target, request.multipliers, yosys, deadline)

@@ -38,7 +38,7 @@ class Device:
     Raises
     ------
     ValueError
-        The target has no such device or speed grade, or the frequency is not positive.
+        The target has no such device or speed grade.
     """
 
     target: Target
@@ -56,12 +56,10 @@ class Device:
         if self.speed not in self.target.speeds:
             grades = ", ".join(map(str, self.target.speeds))
             raise ValueError(f"{self.target.title} has no speed grade {self.speed}; it has {grades}.")
-        if not self.goal_mhz > 0:
-            raise ValueError(f"The clock to work towards must be positive, but {self.goal_mhz} MHz was given.")
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object of the device."""
-        return {"name": self.name, "speed": self.speed, "goal_mhz": self.goal_mhz}
+        return {"name": self.name, "speed": self.speed}
 
 
 @dataclass(frozen=True)
