@@ -23,7 +23,7 @@ from accel.packed_checkpoint import write_packed
 from flows.atomic_file import write_text
 from flows.layer_costs import LayerCosts, Pass
 from flows.quantization import LayerResult, Quantization, relative, settings_document
-from flows.quantize_options import LENGTH, PACKED, Aim, Job
+from flows.quantize_options import PACKED, Aim, Job, sample_length
 from flows.recipe import Recipe
 from flows.stored_model import COMPANIONS
 from flows.terminal import progress
@@ -105,7 +105,8 @@ def quantize_automatically(job: Job, aim: Aim) -> Quantization:
             least = min(relative(trial.measured.mean) for trial in search.trials)
             raise ValueError(
                 f"No choice keeps to a rise of {aim.max_loss:.3%}: the smallest that was measured, in "
-                f"{len(search.trials)} trials, is {least:.3%}; allow more, or judge on more text."
+                f"{len(search.trials)} trials, is {least:.3%}; allow more. What was measured is kept in "
+                f"{job.work_folder}."
             )
         model = run.quantize(best.choice, awq=False)
         result = run.result(best.choice, model, False, before, best.measured, sensitivities, aim, search)
@@ -122,13 +123,7 @@ class _Run:
         if self.folder.quantization is not None:
             raise ValueError(f"{job.model} is quantised already; give the folder of the float model.")
         self.costs = LayerCosts(self.folder, job.core.config, counted)
-        longest = self.folder.config.get("max_position_embeddings", LENGTH)
-        self.length = min(LENGTH, longest) if job.length is None else job.length
-        if self.length > longest:
-            raise ValueError(
-                f"--length is {self.length}; the model is made for at most {longest} tokens (its "
-                "max_position_embeddings)."
-            )
+        self.length = sample_length(self.folder.config, job.model, job.length)
         self.calibration = self._tokens(job.samples, "calibration")
         self.judging = self._tokens(job.held_out, "evaluation")
 
@@ -138,16 +133,8 @@ class _Run:
     @property
     def held_out(self) -> torch.Tensor:
         """Samples of the calibration's part of the text that calibration itself does not see."""
-        more = self._tokens(self.job.samples + self.job.held_out, "calibration")
-        # Of one seed, few samples are among many, and both are in the text's order.
-        rest, following = [], iter([*self.calibration, None])
-        sample = next(following)
-        for row in more:
-            if sample is not None and torch.equal(row, sample):
-                sample = next(following)
-            else:
-                rest.append(row)
-        return torch.stack(rest)
+        # Of one seed, few samples are among many.
+        return without(self._tokens(self.job.samples + self.job.held_out, "calibration"), self.calibration)
 
     @cached_property
     def float_model(self) -> BlockModel:
@@ -199,11 +186,14 @@ class _Run:
     def try_choice(self, choice: Choice, before: torch.Tensor, allowed: float) -> Rise:
         """Rise of the loss with a choice for the whole model; what was tried before is not tried again."""
         record = self.job.work_folder / f"trial-{_digest(choice, awq=False)}.json"
+        judged_by = hashlib.sha256(self.judging.numpy().tobytes()).hexdigest()
         if record.exists():
-            return Rise(*json.loads(record.read_text(encoding="utf-8")))
+            found = json.loads(record.read_text(encoding="utf-8"))
+            if found["judged_by"] == judged_by:
+                return Rise(found["mean"], found["error"])
         model = self.quantize(choice, awq=False)
         rise = rise_of(before, self.judge("Perplexity of a trial", BlockModel(model)))
-        write_text(record, json.dumps(rise))
+        write_text(record, json.dumps({**rise._asdict(), "judged_by": judged_by}))
         if rise.mean > allowed:
             shutil.rmtree(self._quantised(choice, awq=False))
         return rise
@@ -264,6 +254,18 @@ class _Run:
                 write_packed(job.output, model.layers, model.tensors, model.config, core, extra, progress=advance)
             else:
                 write_compressed_tensors(job.output, model.layers, model.tensors, model.config, extra, progress=advance)
+
+
+def without(many: torch.Tensor, few: torch.Tensor) -> torch.Tensor:
+    """The rows of `many` that are left when those of `few`, which are among them in the same order, are taken out."""
+    rest, following = [], iter([*few, None])
+    row_of_few = next(following)
+    for row in many:
+        if row_of_few is not None and torch.equal(row, row_of_few):
+            row_of_few = next(following)
+        else:
+            rest.append(row)
+    return torch.stack(rest)
 
 
 def _digest(choice: Choice, awq: bool) -> str:

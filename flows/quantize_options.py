@@ -84,6 +84,24 @@ class Aim:
             raise ValueError(f"--rounds is {self.rounds}; it must be 1 or more.")
 
 
+def sample_length(config: Mapping[str, Any], model: Path, length: int | None) -> int:
+    """Return the tokens of a sample: as given, or `LENGTH`, or fewer if the model is made for fewer.
+
+    Raises
+    ------
+    ValueError
+        The model, as its config.json says, is made for fewer than are given.
+    """
+    longest = config.get("max_position_embeddings", LENGTH)
+    if not isinstance(longest, int):
+        raise ValueError(f"{model} has max_position_embeddings {longest!r}; it must be an integer.")
+    if length is None:
+        return min(LENGTH, longest)
+    if length > longest:
+        raise ValueError(f"--length is {length}, but {model} is made for at most {longest} tokens.")
+    return length
+
+
 def read_max_loss(text: str) -> float:
     """Return 0.005 for ``0.5%``.
 

@@ -79,6 +79,7 @@ def _layer_table(finished: Quantization) -> Table:
     """One line for the layers of a kind that got the same settings."""
     aim = finished.aim
     caption = (
+        "settings: pattern/group/method\n"
         "output error: squared error of the outputs beside their squares, on the calibration text\n"
         f"bits: of the streams for core {finished.job.core.name} and the channel scales"
     )
@@ -91,7 +92,7 @@ def _layer_table(finished: Quantization) -> Table:
         )
     table = table_of(
         f"{finished.job.model.name}: what each layer got",
-        ["layers", "pattern/group/method"],
+        ["layers", "settings"],
         [*columns, "bits per\nweight"],
         padding=(0, 1),
         caption=caption,
@@ -116,6 +117,8 @@ def _trial_table(aim: Aim, search: Search) -> Table:
         ["trial"],
         [unit, "predicted", "measured", f"allowed: {aim.max_loss:.3%}"],
         padding=(0, 1),
+        caption=f"chosen from {', '.join(settings_name(one) for one in aim.candidates)}",
+        caption_justify="left",
     )
     for number, trial in enumerate(search.trials, 1):
         table.add_row(

@@ -127,6 +127,26 @@ def test_within_an_allowed_loss(
     assert weight_files(again) == weight_files(output)
 
 
+def test_layers_are_measured_on_samples_of_their_own(trained_model: Path, nimble: Any, tmp_path: Path) -> None:
+    import flows.quantize
+
+    seen: list[Any] = []
+
+    def stop(
+        folder: Any, settings: Any, calibration: torch.Tensor, held_out: torch.Tensor, *more: Any, **rest: Any
+    ) -> None:
+        seen.extend([calibration, held_out])
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flows.quantize, "measure_sensitivities", stop)
+        nimble("quantize", trained_model, "-o", tmp_path / "packed", *SHORT, *SEARCH)
+    folder = ModelFolder.open(trained_model)
+    assert torch.equal(seen[0], read_tokens(folder, None, 12, 48, 0, "calibration"))
+    assert seen[1].shape == (6, 48)
+    assert not {tuple(sample) for sample in seen[0].tolist()} & {tuple(sample) for sample in seen[1].tolist()}
+
+
 def test_fewest_cycles_are_those_of_an_estimate(trained_model: Path, nimble_json: Any, tmp_path: Path) -> None:
     output = tmp_path / "packed"
     passes = ("--prefill", 3, "--decode", 2, "--memory", "lpddr5-6400", "--clock", 800)

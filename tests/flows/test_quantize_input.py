@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flows.quantize_options import read_candidates, read_max_loss
 from quant import LayerSettings, NMPattern
@@ -73,7 +76,7 @@ BAD_OPTIONS = {
     "held out": (("--pattern", "2:4", "--held-out", "0"), "--held-out is 0; it must be 1 or more."),
     "length": (
         ("--pattern", "2:4", "--length", "513"),
-        "--length is 513; the model is made for at most 512 tokens (its max_position_embeddings).",
+        "--length is 513, but {model} is made for at most 512 tokens.",
     ),
     "nothing to count": (
         ("--max-loss", "1%", "--objective", "cycles", "--prefill", "0", "--decode", "0"),
@@ -87,7 +90,9 @@ def test_bad_options(case: str, trained_model: Path, refusal: Any, tmp_path: Pat
     options, sentence = BAD_OPTIONS[case]
     given = [option for option in options if isinstance(option, str)]
     short = [] if {"--samples", "--held-out", "--length"} & set(given) else SHORT
-    assert refusal("quantize", trained_model, "-o", tmp_path / "out", *short, *options) == sentence
+    assert refusal("quantize", trained_model, "-o", tmp_path / "out", *short, *options) == sentence.format(
+        model=trained_model
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,10 +180,23 @@ def test_a_loss_that_no_choice_keeps_to(
     monkeypatch.setattr(flows.quantize, "rise_of", lambda before, after: Rise(0.02, 0.0))
     asked = ("--max-loss", "1%", "--candidates", "dense,2:4", "--group", 32, "--rounds", 1, *SHORT)
     assert refusal("quantize", trained_model, "-o", tmp_path / "out", *asked) == (
-        "No choice keeps to a rise of 1.000%: the smallest that was measured, in 5 trials, is 2.020%; allow more, or "
-        "judge on more text."
+        "No choice keeps to a rise of 1.000%: the smallest that was measured, in 5 trials, is 2.020%; allow more. "
+        f"What was measured is kept in {tmp_path}/.out.work."
     )
     assert not (tmp_path / "out").exists()
+
+
+ROWS = st.lists(st.lists(st.integers(0, 1), min_size=2, max_size=2), min_size=1, max_size=8)
+
+
+@given(many=ROWS, taken=st.data())
+def test_samples_that_are_left(many: list[list[int]], taken: st.DataObject) -> None:
+    from flows.quantize import without
+
+    chosen = taken.draw(st.sets(st.integers(0, len(many) - 1), max_size=len(many) - 1))
+    few = [many[index] for index in sorted(chosen)]
+    left = without(torch.tensor(many), torch.tensor(few).reshape(-1, 2)).tolist()
+    assert sorted(left + few) == sorted(many)
 
 
 @pytest.mark.parametrize("text", ["0.5", "0%", "-1%", "nan%", "inf%", "%", "a%", "1e999%", "5 %%"])
