@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,59 +11,69 @@ from quant.layer import layer_error, output_energy, quantize_layer
 from quant.linear import LayerSettings
 from quant.statistics import InputStatistics
 
-#: Exponents tried; 0 is the layers as they are.
-_EXPONENTS = tuple(step / 10 for step in range(11))
+#: Exponents tried in this order; 0 is the layers as they are.
+_EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+#: Exponents in a row that may be no better than the best before the search ends.
+_PATIENCE = 2
 
 
 def awq_scales(layers: Sequence[Tensor], statistics: InputStatistics, settings: LayerSettings) -> Tensor:
     """Search scales s = rms(x)^α; W · diag(s) is then quantised in place of W, and the input divided by s.
 
-    The α of the least output error, summed over the layers, is taken. Each is judged by round-to-nearest on
-    Wanda's mask.
+    The α of the least output error, summed over the layers, is taken. Each is judged by the settings' own method:
+    scales that serve round-to-nearest were seen to harm methods that compensate errors.
 
     Parameters
     ----------
     layers : floating [O_i, K] each
         Weights of the layers that read the same input.
     statistics : InputStatistics
-        Of that input.
+        Of that input, with the whole matrix if the method needs it.
     settings : LayerSettings
-        Pattern, group and codes.
+        Pattern, group, codes and method.
 
     Returns
     -------
     float32 [K]
         Positive scales; all ones where no exponent lowers the error.
 
+    Raises
+    ------
+    ValueError
+        Where `quantize_layer` does.
+
     Source
     ------
     Lin et al., "AWQ: Activation-aware Weight Quantization", arXiv 2306.00978.
     """
-    judged_by = replace(settings, method="wanda-rtn")
-    energy = [output_energy(layer.detach().float(), statistics) for layer in layers]
-    best, least = torch.ones(statistics.in_features), float("inf")
+    weights = [layer.detach().float() for layer in layers]
+    energy = [output_energy(layer, statistics) for layer in weights]
+    best, least, worse = torch.ones(statistics.in_features), float("inf"), 0
     for exponent in _EXPONENTS:
         scales = feature_scales(statistics, exponent)
         seen = scaled_statistics(statistics, scales)
-        scaled = [layer.detach().float() * scales for layer in layers]
-        error = sum(
-            layer_error(layer, quantize_layer(layer, seen, judged_by), seen) * share
-            for layer, share in zip(scaled, energy, strict=True)
-        )
+        error = 0.0
+        for layer, share in zip(weights, energy, strict=True):
+            scaled = layer * scales
+            error += share * layer_error(scaled, quantize_layer(scaled, seen, settings), seen)
         if error < least:
-            best, least = scales, error
+            best, least, worse = scales, error, 0
+        else:
+            worse += 1
+            if worse == _PATIENCE:
+                break
     return best
 
 
 def feature_scales(statistics: InputStatistics, exponent: float) -> Tensor:
-    """rms(x)^exponent with the largest times the smallest being 1, float32 [K]; 1 where a feature is always 0."""
-    rms = statistics.mean_square.sqrt()
+    """rms(x)^exponent divided by the geometric mean of its extremes, float32 [K]; 1 where a feature is always 0."""
+    rms = statistics.mean_square.double().sqrt()
     alive = rms > 0
     if not alive.any():
-        return torch.ones_like(rms)
-    scales = rms.pow(exponent).clamp(min=1e-4)
-    scales = scales / (scales[alive].max() * scales[alive].min()).sqrt()
-    return torch.where(alive, scales, 1.0)
+        return torch.ones_like(statistics.mean_square)
+    middle = (rms[alive].max() * rms[alive].min()).sqrt()
+    return torch.where(alive, (rms / middle).pow(exponent), 1.0).float()
 
 
 def scaled_statistics(statistics: InputStatistics, scales: Tensor) -> InputStatistics:

@@ -8,7 +8,7 @@ from torch import Tensor
 from quant.descent import descend
 from quant.grid import Grid, LayerGrid, fit_grid
 from quant.linear import LayerSettings
-from quant.mask_search import fit_kept, search_mask
+from quant.mask_search import search_kept
 from quant.masks import keep_largest, wanda_score
 from quant.second_order import ErrorFactor, Settled, factor_hessian, sweep
 from quant.statistics import InputStatistics
@@ -95,7 +95,7 @@ def _joint(weights: Tensor, factor: ErrorFactor, length: int, settings: LayerSet
     if pattern.is_dense:
         start = Settled(weights, torch.ones(weights.shape, dtype=torch.bool))
     else:
-        start = fit_kept(weights, factor.hessian, search_mask(weights, factor.hessian, pattern))
+        start = search_kept(weights, factor, pattern)
     grid = _fit_grids(start, factor.cost, length, settings)
     rounded = sweep(start.weights, factor, pattern, start.mask, length, lambda index, target: grid.group(index))
     return _weight(descend(weights, factor.hessian, rounded, grid, pattern), grid, settings)

@@ -1,10 +1,10 @@
 """Which weights an N:M layer keeps, and their real values, such that its output moves least.
 
-SparseGPT decides each block for good with the columns before it settled. Here all columns move together: the
-alternating direction method of multipliers pulls the best unconstrained weights X towards the nearest ones Z that
-obey the pattern, X = (H + ρI)⁻¹ (H W + ρ (Z - U)) and Z = the largest n of every m of X + U, where U adds up what
-is left between the two. ρ grows, so that masks change freely first and settle last. Conjugate gradients then find
-the best weights on the mask.
+SparseGPT decides each block for good with the columns before it settled. Here all columns move together as well:
+the alternating direction method of multipliers pulls the best unconstrained weights X towards the nearest ones Z
+that obey the pattern, X = (H + ρI)⁻¹ (H W + ρ (Z - U)) and Z = the largest n of every m of X + U, where U adds up
+what is left between the two. A small ρ lets masks change freely, which finds far better ones where inputs are
+correlated, and worse ones where they are not; so each output row takes the better of this mask and SparseGPT's.
 
 Source
 ------
@@ -19,53 +19,80 @@ from torch import Tensor
 
 from quant.masks import keep_largest
 from quant.pattern import NMPattern
-from quant.second_order import Settled
+from quant.second_order import ErrorFactor, Settled, sweep
 
 #: Penalties, relative to a diagonal of ones, and steps with each.
 _PENALTIES = (0.03, 0.1, 0.3)
 _STEPS_PER_PENALTY = 4
 
+#: Steps of conjugate gradients before two masks are compared, and after.
+_STEPS_TO_COMPARE = 4
+_STEPS_TO_FINISH = 8
 
-def search_mask(weights: Tensor, hessian: Tensor, pattern: NMPattern) -> Settled:
-    """Find a mask and weights of little output error.
+
+def search_kept(weights: Tensor, factor: ErrorFactor, pattern: NMPattern) -> Settled:
+    """Find a mask and weights on it of little output error.
 
     Parameters
     ----------
     weights : float32 [K, O]
         Weights, column-major.
-    hessian : float32 [K, K]
-        Damped second moments of the input, positive definite.
+    factor : ErrorFactor
+        Of the layer's input.
     pattern : NMPattern
         Pattern to prune to.
     """
+    hessian = factor.hessian
+    swept = fit_kept(weights, hessian, sweep(weights, factor, pattern), _STEPS_TO_COMPARE)
+    pulled = fit_kept(weights, hessian, pull_to_pattern(weights, hessian, pattern), _STEPS_TO_COMPARE)
+    better = _row_errors(weights, hessian, pulled) < _row_errors(weights, hessian, swept)
+    chosen = Settled(*(torch.where(better, new, old) for new, old in zip(pulled, swept, strict=True)))
+    del swept, pulled
+    return fit_kept(weights, hessian, chosen, _STEPS_TO_FINISH)
+
+
+def _row_errors(weights: Tensor, hessian: Tensor, found: Settled) -> Tensor:
+    residual = weights - found.weights
+    return (hessian @ residual).mul_(residual).sum(dim=0)
+
+
+def pull_to_pattern(weights: Tensor, hessian: Tensor, pattern: NMPattern) -> Settled:
+    """Find a mask by the alternating direction method of multipliers, with rough weights; arguments as above."""
     size = hessian.diagonal().sqrt()[:, None]
-    scaled = hessian / size / size.T
-    goal = scaled @ (weights * size)
-    multiplier = torch.zeros_like(weights)
+    scaled = (hessian / size).div_(size.T)
+    goal = hessian @ weights
+    goal /= size
     nearest = weights * size
+    multiplier = torch.zeros_like(weights)
     penalty_before = _PENALTIES[0]
     for penalty in _PENALTIES:
         # The multiplier is held as a multiple of the penalty.
         multiplier *= penalty_before / penalty
         penalty_before = penalty
-        inverse = _inverse(scaled, penalty)
-        for _ in range(_STEPS_PER_PENALTY):
-            multiplier += nearest
-            legal = multiplier * keep_largest(multiplier.abs(), pattern, axis=0)
-            multiplier -= legal
-            nearest = inverse @ legal.sub_(multiplier).mul_(penalty).add_(goal)
+        nearest = _alternate(scaled, goal, nearest, multiplier, pattern, penalty)
     multiplier += nearest
     mask = keep_largest(multiplier.abs(), pattern, axis=0)
     return Settled(multiplier.mul_(mask).div_(size), mask)
 
 
-def _inverse(scaled: Tensor, penalty: float) -> Tensor:
+def _alternate(
+    scaled: Tensor, goal: Tensor, nearest: Tensor, multiplier: Tensor, pattern: NMPattern, penalty: float
+) -> Tensor:
+    """Steps of one penalty, from and to the unconstrained weights; the multiplier changes in place."""
     shifted = scaled.clone()
     shifted.diagonal().add_(penalty)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+    torch.linalg.cholesky(shifted, out=shifted)
+    inverse = torch.cholesky_inverse(shifted)
+    del shifted
+    for _ in range(_STEPS_PER_PENALTY):
+        multiplier += nearest
+        legal = multiplier * keep_largest(multiplier.abs(), pattern, axis=0)
+        multiplier -= legal
+        torch.mm(inverse, legal.sub_(multiplier).mul_(penalty).add_(goal), out=nearest)
+    return nearest
 
 
-def fit_kept(weights: Tensor, hessian: Tensor, start: Settled, steps: int = 8) -> Settled:
+def fit_kept(weights: Tensor, hessian: Tensor, start: Settled, steps: int) -> Settled:
     """Move the kept weights towards the least output error by conjugate gradients; no step raises it.
 
     Parameters

@@ -1,14 +1,12 @@
 """Pruning and quantisation that pass the error of each column on to the later ones.
 
-The error of a layer on its calibration inputs is tr(E H Eᵀ) for E = W - Ŵ. With H = R Rᵀ, R upper triangular,
-a row's error is Σⱼ (e R)ⱼ² = Σⱼ Rⱼⱼ² (ŵⱼ - tⱼ)², where tⱼ = wⱼ + Σ_{i<j} (wᵢ - ŵᵢ) Rᵢⱼ / Rⱼⱼ depends only on the
-columns before j. Going from left to right, t is the weight that would undo the error made so far, and Rⱼⱼ² what a
-deviation from it costs; Rⱼⱼ² is 1 / [H⁻¹]ⱼⱼ of the columns not yet settled, without an inverse.
+The error of a layer on its calibration inputs is tr(E H Eᵀ) for E = W - Ŵ. Columns are settled from left to right,
+and after each the later ones move to where the error is least: with H⁻¹ = Uᵀ U, U upper triangular, column j moves
+by -(wᵢ - ŵᵢ) Uᵢⱼ / Uᵢᵢ when column i settles at ŵᵢ, and the error grows by (wᵢ - ŵᵢ)² / Uᵢᵢ².
 
 Source
 ------
-SparseGPT: Frantar and Alistarh, arXiv 2301.00774. GPTQ: Frantar et al., arXiv 2210.17323. Feedback without an
-inverse: QuIP, Chee et al., arXiv 2307.13304.
+SparseGPT: Frantar and Alistarh, arXiv 2301.00774. GPTQ: Frantar et al., arXiv 2210.17323.
 """
 
 from __future__ import annotations
@@ -35,9 +33,9 @@ class ErrorFactor(NamedTuple):
 
     #: H + damping, float32 [K, K].
     hessian: Tensor
-    #: Rᵢⱼ / Rⱼⱼ, float32 [K, K], unit upper triangular.
+    #: Uᵢⱼ / Uᵢᵢ, float32 [K, K], unit upper triangular.
     feedback: Tensor
-    #: Rⱼⱼ², float32 [K].
+    #: 1 / Uᵢᵢ², float32 [K].
     cost: Tensor
 
 
@@ -65,11 +63,12 @@ def factor_hessian(hessian: Tensor, damping: float = 0.01) -> ErrorFactor:
     for _ in range(_DAMPING_STEPS + 1):
         damped = hessian.clone()
         damped.diagonal().add_(share * mean if mean > 0 else 1.0)
-        # Reversed in both axes, the lower factor of LAPACK is the upper one.
+        # Reversed in both axes, the lower factor L of H gives U as the reverse of its inverse.
         lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        diagonal = lower.diagonal().flip(0)
+        diagonal = lower.diagonal().flip(0).contiguous()
         if not failed and bool(diagonal.isfinite().all()) and bool((diagonal > 0).all()):
-            return ErrorFactor(damped, lower.flip(0, 1).div_(diagonal), diagonal.square())
+            inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
+            return ErrorFactor(damped, inverse.flip(0, 1).mul_(diagonal[:, None]), diagonal.square())
         share = max(10 * share, 1e-6)
     raise ValueError(
         f"The second moments of {len(hessian)} input features are not positive definite, even with {share / 10:.3g} "
@@ -117,12 +116,12 @@ def sweep(
     """
     columns = len(weights)
     settled = torch.empty_like(weights)
-    residual = torch.empty_like(weights)
+    error = torch.empty_like(weights)
     kept = torch.ones(weights.shape, dtype=torch.bool) if mask is None else mask
     grid: Grid | None = None
 
     def targets(first: int, last: int) -> Tensor:
-        return torch.addmm(weights[first:last], factor.feedback[:first, first:last].T, residual[:first])
+        return torch.addmm(weights[first:last], factor.feedback[:first, first:last].T, error[:first], alpha=-1)
 
     for first, last in panels(columns, pattern.m, group_length):
         target = targets(first, last)
@@ -138,8 +137,8 @@ def sweep(
             for column in range(block, end):
                 value = target[column - first]
                 torch.mul(value if grid is None else grid.nearest(value), kept[column], out=settled[column])
-                torch.sub(weights[column], settled[column], out=residual[column])
-                target[column - first + 1 :].addr_(factor.feedback[column, column + 1 : last], residual[column])
+                torch.sub(value, settled[column], out=error[column])
+                target[column - first + 1 :].addr_(factor.feedback[column, column + 1 : last], error[column], alpha=-1)
     return Settled(settled, kept)
 
 

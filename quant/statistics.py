@@ -119,6 +119,7 @@ class InputStatistics:
             )
         statistics = cls(features, full=False)
         statistics.rows = int(tensors["rows"])
-        statistics.mean_square = mean_square.float()
-        statistics.hessian = None if hessian is None else hessian.float()
+        # Copies: what is added later must not change the caller's tensors.
+        statistics.mean_square = mean_square.to(torch.float32, copy=True)
+        statistics.hessian = None if hessian is None else hessian.to(torch.float32, copy=True)
         return statistics

@@ -65,3 +65,21 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folders[name] = tmp_path_factory.mktemp("models") / name
         make_model(name).save_pretrained(folders[name], max_shard_size="12KB" if name == "llama-grouped" else "1GB")
     return folders
+
+
+def correlated_inputs(features: int, seed: int = 0, rows: int = 0) -> Any:
+    """float32 [rows, features]: a few hidden causes, noise, and sizes of features that differ by orders."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    causes = max(1, features // 8)
+    rows = rows or 4 * features
+    x = torch.randn(rows, causes, generator=generator) @ torch.randn(causes, features, generator=generator)
+    x = x / causes**0.5 + 0.3 * torch.randn(rows, features, generator=generator)
+    return x * torch.randn(features, generator=generator).exp()
+
+
+@pytest.fixture(scope="session")
+def correlated() -> Callable[..., Any]:
+    """`correlated_inputs`, for tests of methods that use second moments."""
+    return correlated_inputs
