@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "nimble synth --preset tiny",
             "nimble synth --config my-core.toml --device 85k --speed 6 --seeds 5 -o synth.json",
-            "nimble synth --preset edge --target xilinx7 --no-route",
+            "nimble synth --preset tiny --target xilinx7",
             "nimble synth --preset tiny --target liberty:cells.lib --json",
         ),
     )(synth)
@@ -33,7 +33,7 @@ def synth(
     device: Annotated[str | None, typer.Option(metavar="NAME", help="ecp5: 12k, 25k, 45k or 85k (default).")] = None,
     speed: Annotated[int | None, typer.Option(metavar="GRADE", help="ecp5: 6 (default), 7 or 8.")] = None,
     seeds: Annotated[int, typer.Option(metavar="N", help="Place and route with seeds 1 to N.")] = 3,
-    route: Annotated[bool, typer.Option("--route/--no-route", help="ecp5: place and route.")] = True,
+    no_route: Annotated[bool, typer.Option("--no-route", help="ecp5: map only, do not place and route.")] = False,
     dsp: Annotated[
         str,
         typer.Option(metavar="WHICH", help="Multipliers in blocks: all, scale (units), none, or how many of them."),
@@ -49,8 +49,8 @@ def synth(
 ) -> Report:
     """Synthesise a core: cells of each block, clock after place and route, and guards against unwanted hardware.
 
-    Without --preset and --config it is the tiny core. Finished parts come from the cache the next time. Exit code
-    1 says that a guard found something.
+    Without --preset and --config it is the tiny core. Finished parts come from the cache the next time. The exit
+    code is 1 if a guard found something.
     """
     core = choose_core(preset, config, default="tiny")
 
@@ -68,7 +68,7 @@ def synth(
             device=device,
             speed=speed,
             seeds=seeds,
-            route=route,
+            route=not no_route,
             dsp=dsp,
             goal_mhz=goal,
             time_limit=time_limit,

@@ -49,6 +49,10 @@ class CoreSynthesis:
             f"{request.goal_mhz:g} MHz allow; totals and timing are of the core mapped as one: logic is optimised "
             "across modules, what is constant goes away, and the slowest way is as fast as it can be."
         ]
+        if isinstance(request.multipliers.choice, int):
+            said.append(
+                "In the blocks, multipliers of all lanes are of LUTs: all instances of a module are alike there."
+            )
         if request.device is not None:
             said.append(
                 "Placed out of context: ports are not on pins, and paths from and to ports do not count. The clock to "
@@ -59,6 +63,7 @@ class CoreSynthesis:
                 "Delay is abc's, by the tables of the library's one corner, without wires and without load on outputs; "
                 "setup and clock-to-output of flip-flops are not in it."
             )
+        said += [f"{name} counts {what}." for name, what in request.target.notes.items()]
         if request.target.block_ram_from is None:
             said.append(f"Memories of {MACRO_WORDS} words and more are left for macros: only their bits are counted.")
         return said

@@ -158,7 +158,8 @@ def _clock(synthesised: CoreSynthesis) -> list[RenderableType]:
 def _findings(synthesised: CoreSynthesis) -> list[RenderableType]:
     shown, counts = listed(synthesised.synthesis.findings)
     if not shown:
-        return [f"Guards: nothing found ({', '.join(GUARDS)})."]
+        so_far = "" if synthesised.synthesis.total is not None else " so far"
+        return [f"Guards: nothing found{so_far} ({', '.join(GUARDS)})."]
     lines: list[RenderableType] = [
         f"Guards found {sum(counts.values())}: " + ", ".join(f"{count} of {name}" for name, count in counts.items())
     ]

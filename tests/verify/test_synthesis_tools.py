@@ -174,15 +174,12 @@ def writes(text: str) -> Callable[[Path], None]:
 
 
 def test_an_entry_is_made_once_for_each_key(cache: Path) -> None:
-    first, cached = stored("flat", {"a": 1, "b": [2]}, writes("one"), Deadline(), "trying")
-    assert not cached
-    again, cached = stored("flat", {"b": [2], "a": 1}, writes("two"), Deadline(), "trying")
-    assert cached
-    assert again == first
+    first = stored("flat", {"a": 1, "b": [2]}, writes("one"), Deadline(), "trying")
+    assert stored("flat", {"b": [2], "a": 1}, writes("two"), Deadline(), "trying") == first
     assert (first / "file").read_text() == "one"
-    other, cached = stored("flat", {"a": 1, "b": [3]}, writes("two"), Deadline(), "trying")
-    assert not cached
+    other = stored("flat", {"a": 1, "b": [3]}, writes("two"), Deadline(), "trying")
     assert (other / "file").read_text() == "two"
+    assert stored("blocks", {"a": 1, "b": [2]}, writes("three"), Deadline(), "trying").name.startswith("blocks-")
 
 
 def test_nothing_is_left_of_what_failed(cache: Path) -> None:
@@ -221,14 +218,13 @@ def test_a_killed_process_leaves_a_draft_that_the_next_one_removes(cache: Path, 
     process.join()
     assert [name for name in visible(cache) if not name.startswith(".")] == []
     assert len(visible(cache)) == 1
-    folder, cached = stored("flat", {}, writes("whole"), Deadline(), "trying")
-    assert not cached
+    folder = stored("flat", {}, writes("whole"), Deadline(), "trying")
     assert visible(cache) == [folder.name]
     assert (folder / "file").read_text() == "whole"
 
 
 def test_the_oldest_entries_go_first(cache: Path) -> None:
-    entries = [stored("flat", {"n": n}, writes("x" * 1000), Deadline(), "trying")[0] for n in range(4)]
+    entries = [stored("flat", {"n": n}, writes("x" * 1000), Deadline(), "trying") for n in range(4)]
     for age, entry in enumerate(reversed(entries)):
         os.utime(entry, (time.time() - 100 * age - 1000,) * 2)
     assert prune(2500, keep_seconds=900) == 2

@@ -42,7 +42,6 @@ class Inspection:
     """Files that yosys wrote about a design."""
 
     folder: Path
-    cached: bool
 
     def text(self, name: str) -> str:
         """Return the text of a file."""
@@ -105,8 +104,7 @@ def inspect(design: Design, yosys: SynthesisTool, deadline: Deadline) -> Inspect
             (folder / name).touch()
 
     doing = "looking for defects"
-    folder, cached = stored("inspection", key, make, deadline, doing)
-    return Inspection(folder, cached)
+    return Inspection(stored("inspection", key, make, deadline, doing))
 
 
 def _cells(text: str) -> Iterator[Cell]:

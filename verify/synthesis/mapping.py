@@ -5,9 +5,9 @@ a block; but nothing is optimised across modules. Flattened, the netlist is the 
 Totals are the flattened netlist's, shares of blocks the other's.
 
 abc9 makes the slowest way as fast as it can and everything else small. By itself, each module has a slowest way, and
-would be mapped larger than as part of a core whose slowest way is elsewhere: a 4×4×4 core of window 16 takes 36,208
-LUTs on ECP5 module by module, and 26,600 as one. So modules are mapped as small as the clock to work towards allows,
-which brings the sum within a few per cent of the flattened core's.
+would be mapped larger than as part of a core whose slowest way is elsewhere: on ECP5, a 4×4×4 core of window 16 took
+36,208 LUTs module by module, and 26,600 as one. So modules are mapped as small as the clock to work towards allows.
+Then it is 28,260, 6 % more; with a window of 8 it is 5 % more, and 10 % for the tiny core.
 """
 
 from __future__ import annotations
@@ -39,8 +39,6 @@ class Mapped:
 
     #: Folder with `NETLIST` (of a flattened design), `STATISTICS` and `LOG`.
     folder: Path
-    #: Whether it was in the cache.
-    cached: bool
 
     @property
     def statistics(self) -> Statistics:
@@ -212,8 +210,7 @@ def _run(
             (folder / name).write_text(content, encoding="utf-8")
         run_tool(yosys, ["-q", "-l", LOG, "script.ys"], folder, deadline, doing, f"the module {design.top}")
 
-    folder, cached = stored(kind, key, make, deadline, doing)
-    return Mapped(folder, cached)
+    return Mapped(stored(kind, key, make, deadline, doing))
 
 
 def without_comments(text: str) -> str:

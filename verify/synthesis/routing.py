@@ -6,7 +6,9 @@ clock on ordinary wires' model of the global net. Timing between registers is co
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +121,6 @@ class Routed:
     arrivals: tuple[tuple[str, float], ...]
     #: Of each kind of site that is used: how many, and how many there are.
     utilisation: dict[str, tuple[int, int]]
-    cached: bool
 
 
 def route(
@@ -149,6 +150,9 @@ def route(
         "nextpnr": [nextpnr.version, nextpnr.origin],
     }
     doing = f"placing and routing with seed {seed}"
+    # Seeds before this one may have taken long: the netlist is still in use.
+    with contextlib.suppress(PermissionError):
+        os.utime(mapped.folder)
 
     def make(folder: Path) -> None:
         # YoWASP's tools see neither absolute paths under /tmp nor what a link to there points to.
@@ -167,12 +171,12 @@ def route(
         (folder / "nextpnr.log").write_text(log, encoding="utf-8")
         netlist.unlink()
 
-    folder, cached = stored("routed", key, make, deadline, doing)
+    folder = stored("routed", key, make, deadline, doing)
     report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-    return _read_report(design, report, seed, cached)
+    return _read_report(design, report, seed)
 
 
-def _read_report(design: Design, report: dict[str, Any], seed: int, cached: bool) -> Routed:
+def _read_report(design: Design, report: dict[str, Any], seed: int) -> Routed:
     clocks = report["fmax"]
     if not clocks:
         raise SynthesisError(f"nextpnr found no clock in the netlist of {design.top}, so it has no highest frequency.")
@@ -187,12 +191,7 @@ def _read_report(design: Design, report: dict[str, Any], seed: int, cached: bool
         round(slowest["achieved"], 2),
         _critical_path(design, inside[0]["path"]),
         _arrivals(report["detailed_net_timings"]),
-        {
-            kind: (values["used"], values["available"])
-            for kind, values in report["utilization"].items()
-            if values["used"]
-        },
-        cached,
+        {kind: (site["used"], site["available"]) for kind, site in report["utilization"].items() if site["used"]},
     )
 
 

@@ -33,9 +33,7 @@ _ABANDONED_SECONDS = 24 * 3600.0
 _POLL_SECONDS = 0.1
 
 
-def stored(
-    kind: str, key: Mapping[str, object], make: Callable[[Path], None], deadline: Deadline, doing: str
-) -> tuple[Path, bool]:
+def stored(kind: str, key: Mapping[str, object], make: Callable[[Path], None], deadline: Deadline, doing: str) -> Path:
     """Return the folder of an entry, making it unless it is in the cache.
 
     Parameters
@@ -48,7 +46,7 @@ def stored(
 
     Returns
     -------
-    The folder, which is not to be written to, and whether it was there already.
+    The folder, which is not to be written to.
 
     Raises
     ------
@@ -61,11 +59,11 @@ def stored(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     entry = folder / f"{kind}-{digest[:24]}"
     if _touched(entry):
-        return entry, True
+        return entry
     with _lock(entry, deadline, doing):
         # Another process may have made it while this one waited.
         if _touched(entry):
-            return entry, True
+            return entry
         for leftover in folder.glob(f".{entry.name}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=folder))
@@ -77,7 +75,7 @@ def stored(
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     prune()
-    return entry, False
+    return entry
 
 
 def prune(max_bytes: int = CACHE_LIMIT_BYTES, keep_seconds: float = KEEP_SECONDS) -> int:

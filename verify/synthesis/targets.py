@@ -72,7 +72,7 @@ class Target:
     speeds: tuple[int, ...] = ()
     #: Files that the commands read: name and text.
     files: Mapping[str, str] = field(default_factory=dict)
-    #: Names of what `Resources` counts, where they differ from a device's.
+    #: What a field of `Resources` counts, where it is not what its name says.
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def resources(self, cell: str) -> Resources | None:
