@@ -29,8 +29,8 @@ class LayerResult:
     bits: int
     #: Relative squared error of its output on the calibration text; None for a float layer.
     error: float | None
-    #: Rise of the loss with this layer alone quantised, in nats a token; None where nobody measured it.
-    rise: float | None
+    #: Rise of the loss with this layer alone quantised; None where nobody measured it.
+    rise: Rise | None
 
     @property
     def kind(self) -> str:
@@ -48,7 +48,7 @@ class LayerResult:
             "name": self.name,
             **settings_document(self.settings),
             "error": self.error,
-            "rise_alone": None if self.rise is None else relative(self.rise),
+            "alone": None if self.rise is None else rise_document(self.rise),
             "bits": self.bits,
             "bits_per_weight": self.bits / self.weights,
         }

@@ -132,9 +132,9 @@ class _Run:
 
     @property
     def held_out(self) -> torch.Tensor:
-        """Samples of the calibration's part of the text that calibration itself does not see."""
+        """Samples of the part of the text that is not calibrated on, without those that judge."""
         # Of one seed, few samples are among many.
-        return without(self._tokens(self.job.samples + self.job.held_out, "calibration"), self.calibration)
+        return without(self._tokens(2 * self.job.held_out, "evaluation"), self.judging)
 
     @cached_property
     def float_model(self) -> BlockModel:
@@ -213,7 +213,7 @@ class _Run:
         for name, settings in choice.items():
             rise = None
             if sensitivities is not None and settings is not None:
-                rise = sensitivities.layers[name][settings].loss
+                rise = sensitivities.layers[name][settings].rise
             layers.append(
                 LayerResult(
                     name,

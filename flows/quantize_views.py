@@ -104,7 +104,7 @@ def _layer_table(finished: Quantization) -> Table:
         errors = [layer.error for layer in layers if layer.error is not None]
         cells = [f"{sum(errors) / len(errors):.3%}" if errors else ""]
         if aim is not None:
-            alone = relative(sum(max(0.0, layer.rise or 0.0) for layer in layers))
+            alone = relative(sum(max(0.0, layer.rise.mean) for layer in layers if layer.rise is not None))
             cells += [f"{alone:.3%}", f"{alone / aim.max_loss:.1%}"]
         table.add_row(name, settings_name(layers[0].settings), *cells, bits)
     return table

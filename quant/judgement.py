@@ -47,11 +47,15 @@ def sample_losses(model: BlockModel, tokens: Tensor, progress: Callable[[int, in
         del block
         if progress is not None:
             progress(index + 1, model.blocks)
+    return torch.cat([losses_of(model, hidden, batch) for hidden, batch in zip(states, batches, strict=True)])
+
+
+def losses_of(model: BlockModel, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """As `sample_losses`, of the last block's output [samples, length, H]."""
     losses = []
-    for hidden, batch in zip(states, batches, strict=True):
-        for row, sample in zip(hidden, batch, strict=True):
-            total, predicted = model.loss(row[None], sample[None])
-            losses.append(total / predicted)
+    for row, sample in zip(hidden, tokens, strict=True):
+        total, predicted = model.loss(row[None], sample[None])
+        losses.append(total / predicted)
     return torch.tensor(losses, dtype=torch.float64)
 
 

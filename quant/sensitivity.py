@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from quant.atomic_file import write_bytes
 from quant.blocks import BlockModel, samples_at_a_time
 from quant.calibration import Activations, collect_statistics, embed_samples, run_samples
+from quant.judgement import Rise, losses_of, rise_of
 from quant.layer import layer_error, quantize_layer
 from quant.linear import LayerSettings
 from quant.model_folder import ModelFolder
@@ -46,9 +47,9 @@ class Sensitivity:
 
     #: Relative squared error of the layer's output on the calibration text.
     error: float
-    #: Rise of the mean loss in nats a token, by which ln(perplexity) rises; below 0 where noise helps. None where
-    #: it was not measured, because another setting costs no more and has no larger error.
-    loss: float | None
+    #: Rise of the loss, below 0 where noise helps. None where it was not measured, because another setting costs no
+    #: more and has no larger error.
+    rise: Rise | None
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class Sensitivities:
     #: By the layer's full name and its setting.
     layers: Mapping[str, Mapping[LayerSettings, Sensitivity]]
 
-    def losses(self, name: str) -> dict[LayerSettings, float]:
+    def rises(self, name: str) -> dict[LayerSettings, Rise]:
         """Rises of one layer, where they were measured."""
-        return {settings: found.loss for settings, found in self.layers[name].items() if found.loss is not None}
+        return {settings: found.rise for settings, found in self.layers[name].items() if found.rise is not None}
 
 
 def measure_sensitivities(
@@ -146,7 +147,7 @@ class _Measurement:
         self.costs = costs
         self.work = work
         self.progress = progress
-        self.float_loss = 0.0
+        self.float_losses = torch.zeros(0)
 
     def run(self) -> Sensitivities:
         model = self.model
@@ -154,7 +155,7 @@ class _Measurement:
         activations = Activations(self.work.activations(0), shape)
         activations.write(embed_samples(model, self.calibration))
         hidden = torch.cat(list(embed_samples(model, self.tokens)))
-        self.float_loss = self._losses(self._run_blocks(hidden, 0))[0]
+        self.float_losses = losses_of(model, self._run_blocks(hidden, 0), self.tokens)
         layers = {}
         for index in range(model.blocks):
             block = model.load_block(index)
@@ -168,7 +169,7 @@ class _Measurement:
                         if statistics is None:
                             statistics = collect_statistics(model, block, activations, linear)
                         found = self._measure(_Layer(name, index, block, linear, statistics), hidden)
-                        write_bytes(file, json.dumps([[one.error, one.loss] for one in found]).encode())
+                        write_bytes(file, json.dumps([[one.error, one.rise] for one in found]).encode())
                     layers[name] = dict(zip(self.settings, found, strict=True))
                     if self.progress is not None:
                         self.progress(name)
@@ -176,7 +177,7 @@ class _Measurement:
                 activations.write(run_samples(model, block, activations))
                 hidden = self._run_block(block, hidden)
         self.work.remove_activations()
-        return Sensitivities(self.float_loss, layers)
+        return Sensitivities(float(self.float_losses.mean()), layers)
 
     def _measure(self, layer: _Layer, hidden: Tensor) -> list[Sensitivity]:
         """Measurements of one layer, in the order of the settings; `hidden` is what its block reads."""
@@ -198,12 +199,12 @@ class _Measurement:
                 outputs.append(self._run_block(layer.block, hidden))
         finally:
             module.weight = float_weight
-        states = self._run_blocks(torch.cat(outputs), layer.index + 1)
-        losses = dict(zip(worth, self._losses(states), strict=True))
-        return [
-            Sensitivity(error, losses[number] - self.float_loss if number in losses else None)
-            for number, error in enumerate(errors)
-        ]
+        states = self._run_blocks(torch.cat(outputs), layer.index + 1).split(len(self.tokens))
+        rises = {
+            number: rise_of(self.float_losses, losses_of(self.model, hidden, self.tokens))
+            for number, hidden in zip(worth, states, strict=True)
+        }
+        return [Sensitivity(error, rises.get(number)) for number, error in enumerate(errors)]
 
     def _run_block(self, block: nn.Module, hidden: Tensor) -> Tensor:
         pieces = hidden.split(samples_at_a_time(hidden.shape[1]))
@@ -213,14 +214,6 @@ class _Measurement:
         for index in range(first, self.model.blocks):
             hidden = self._run_block(self.model.load_block(index), hidden)
         return hidden
-
-    def _losses(self, hidden: Tensor) -> list[float]:
-        """Mean loss in nats a token of each variant, whose last hidden states [variants · samples, T, H] are given."""
-        means = []
-        for part in hidden.split(len(self.tokens)):
-            total, predicted = self.model.loss(part, self.tokens)
-            means.append(total / predicted)
-        return means
 
 
 @dataclass(frozen=True)
@@ -258,8 +251,8 @@ def _read(file: Path, settings: int) -> list[Sensitivity]:
     """
     try:
         found = [
-            Sensitivity(float(error), None if loss is None else float(loss))
-            for error, loss in json.loads(file.read_bytes())
+            Sensitivity(float(error), None if rise is None else Rise(*map(float, rise)))
+            for error, rise in json.loads(file.read_bytes())
         ]
         if len(found) != settings:
             raise ValueError(f"it holds {len(found)} measurements in place of {settings}")

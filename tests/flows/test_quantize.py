@@ -101,7 +101,7 @@ def test_within_an_allowed_loss(
     assert search["allowed"] == 0.004
     assert search["measured"] <= 0.004
     assert search["measured"] == pytest.approx(document["perplexity"]["rise"])
-    alone = math.fsum(max(0.0, math.log1p(layer["rise_alone"])) for layer in layers)
+    alone = math.fsum(max(0.0, math.log1p(layer["alone"]["rise"])) for layer in layers)
     assert search["predicted"] == pytest.approx(math.expm1(alone))
     kept = [trial for trial in search["trials"] if trial["measured"] <= 0.004]
     assert min(trial["cost"] for trial in kept) == sum(layer["bits"] for layer in layers) == document["bits"]

@@ -77,6 +77,7 @@ def test_rises_are_those_of_the_whole_model_with_one_weight_replaced(
     for hook in hooks:
         hook.remove()
     measured = 0
+    float_losses = torch.tensor([mean_loss(model, sample[None]) for sample in draw(1, 3)])
     for layer, row in found.layers.items():
         assert tuple(row) == SETTINGS
         weight = model.get_submodule(layer).weight
@@ -86,15 +87,17 @@ def test_rises_are_those_of_the_whole_model_with_one_weight_replaced(
             assert sensitivity_found.error == pytest.approx(layer_error(original, quantised, statistics[layer]), 1e-3)
             with torch.no_grad():
                 weight.copy_(torch.from_numpy(quantised.to_dense()))
-            rise = mean_loss(model, draw(1, 3)) - found.float_loss
-            if sensitivity_found.loss is not None:
+            differences = torch.tensor([mean_loss(model, sample[None]) for sample in draw(1, 3)]) - float_losses
+            if sensitivity_found.rise is not None:
                 measured += 1
-                assert sensitivity_found.loss == pytest.approx(rise, rel=2e-3, abs=2e-5)
+                assert sensitivity_found.rise.mean == pytest.approx(float(differences.mean()), rel=2e-3, abs=2e-5)
+                error = float(differences.var()) ** 0.5 / 3**0.5
+                assert sensitivity_found.rise.error == pytest.approx(error, rel=2e-3, abs=2e-5)
         with torch.no_grad():
             weight.copy_(original)
         # Of two that cost the same only the one with the smaller error was measured.
         one, other = row[SETTINGS[1]], row[SETTINGS[2]]
-        assert [one.loss is None, other.loss is None] == [one.error > other.error, one.error <= other.error]
+        assert [one.rise is None, other.rise is None] == [one.error > other.error, one.error <= other.error]
     assert measured >= 2 * len(folder.linears)
 
 
@@ -145,7 +148,13 @@ def test_other_arguments_need_another_folder(
 def test_a_damaged_file_is_named(tiny_folders: dict[str, Path], measure: Measure, tmp_path: Path) -> None:
     measure(tiny_folders["llama"])
     file = tmp_path / "work" / "layers" / "model.layers.1.mlp.up_proj.json"
-    for content in ("[[0.1, 0.", "{}", "[[0.1, 0.2]]", '[["a", null], [0, 0], [0, 0], [0, 0]]'):
+    for content in (
+        "[[0.1, 0.",
+        "{}",
+        "[[0.1, [0.2, 0.1]]]",
+        "[[0, 0], [0, 0], [0, 0], [0, 0]]",
+        '[["a", null], [0, 0], [0, 0], [0, 0]]',
+    ):
         file.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=f"^{file} is damaged: .*; delete it to have it measured again\\.$"):
             measure(tiny_folders["llama"])
