@@ -39,11 +39,11 @@ class LayerSettings:
     group_size: int = 128
     #: Whether codes are signed without a zero point.
     symmetric: bool = True
-    #: One of `METHODS`. On a dense pattern joint and every -gptq are GPTQ, and every -rtn is RTN.
+    #: One of `METHODS`. On a dense pattern every -gptq is GPTQ, joint is GPTQ and descent, and every -rtn is RTN.
     method: str = "joint"
     #: Bits of a group scale, 8 or 16.
     scale_bits: int = 8
-    #: Whether each group's range is shrunk where that lowers its error.
+    #: Whether other ranges of a group, and negative symmetric scales, are tried for one of lower error.
     clip: bool = True
 
     def __post_init__(self) -> None:

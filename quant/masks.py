@@ -47,7 +47,7 @@ def keep_largest(score: Tensor, pattern: NMPattern, axis: int = 1) -> Tensor:
         score = torch.cat([score, score.new_full(shape, -torch.inf)], dim=axis)
     # Position-major, so that comparisons run over long stretches of memory.
     lanes = score.unflatten(axis, (blocks, pattern.m)).movedim(axis + 1, 0)
-    kept = keep_largest_lanes(lanes.contiguous(), pattern.n).movedim(0, axis + 1)
+    kept = keep_largest_lanes(lanes if axis == 0 else lanes.contiguous(), pattern.n).movedim(0, axis + 1)
     return kept.flatten(axis, axis + 1).narrow(axis, 0, columns).contiguous()
 
 

@@ -72,10 +72,15 @@ def memory_need(
 
 def _layer_need(rows: int, columns: int) -> int:
     hessian, weights = 4 * columns * columns, 4 * rows * columns
-    # `quant.second_order.factor_hessian`: the matrix, reversed, its lower factor and its upper one; weights by column.
-    factoring = 4 * hessian + weights
-    # Sweeping: the matrix and its factor; weights by column, settled ones, what is left of them, and a mask of bytes.
-    sweeping = 2 * hessian + 3 * weights + weights // 4
+    # `quant.second_order.factor_hessian`: the matrix, damped, its lower factor, a unit matrix and the inverse factor.
+    factoring = 5 * hessian + weights
+    # `quant.mask_search` holds the matrix, damped, and its factor; weights by column, those of the sweep, and masks of
+    # bytes. Pulling to the pattern, the matrix scaled, inverted and copied for that; the goal, unconstrained weights
+    # and the multiplier; in a step, no copy of the matrix, but legal weights, magnitudes and ranks.
+    inverting = 6 * hessian + 5 * weights + weights // 4
+    pulling = 5 * hessian + 7 * weights + 3 * (weights // 4)
+    # Its conjugate gradients: both candidates, the weights found, gradient, direction, image, and two more for sums.
+    fitting = 3 * hessian + 9 * weights + weights // 2
     # The layer's error: the matrix; codes and mask, the difference of the weights, and its energy in float32 and 64.
     judging = hessian + 5 * weights + weights // 2
-    return max(factoring, sweeping, judging)
+    return max(factoring, inverting, pulling, fitting, judging)

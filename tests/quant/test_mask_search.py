@@ -72,8 +72,12 @@ def test_no_step_raises_the_error_and_many_reach_the_least(correlated: Inputs, c
     hessian = factored(correlated(columns, seed)).hessian
     mask = keep_largest(torch.rand(columns, 4, generator=generator), NMPattern(2, 4), axis=0)
     start = Settled(weights * mask, mask)
-    errors = [error(weights, hessian, fit_kept(weights, hessian, start, steps).weights) for steps in (0, 1, 2, 4, 50)]
     energy = error(weights, hessian, torch.zeros_like(weights))
+    errors = []
+    for steps in (0, 1, 2, 4, 50):
+        found, told = fit_kept(weights, hessian, start, steps)
+        errors.append(error(weights, hessian, found.weights))
+        assert told.double().numpy() == pytest.approx(errors[-1], rel=1e-3, abs=1e-4 * energy.max())
     for before, after in itertools.pairwise(errors):
         assert (after <= before + 1e-5 * energy).all()
     assert errors[-1] == pytest.approx(best_on_mask(weights, hessian, mask), rel=1e-3, abs=1e-4 * energy.max())
