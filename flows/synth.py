@@ -104,6 +104,10 @@ class CoreSynthesis:
         }
         if request.liberty is not None:
             document["library"] = _library(request.liberty, done)
+        if done.utilisation:
+            document["utilisation"] = {
+                kind: {"used": used, "available": available} for kind, (used, available) in done.utilisation.items()
+            }
         if done.routed:
             document["routed"] = self._routed()
         # Absent where no clock is known: readers refuse a report without it.
@@ -118,9 +122,6 @@ class CoreSynthesis:
         return {
             "fmax_mhz": {"median": self.synthesis.fmax_mhz, "min": min(clocks), "max": max(clocks)},
             "seeds": {str(run.seed): run.fmax_mhz for run in runs},
-            "utilisation": {
-                kind: {"used": used, "available": available} for kind, (used, available) in runs[0].utilisation.items()
-            },
             "critical_path": {"seed": median.seed, **median.path.document()},
             "arrivals_ns": dict(median.arrivals),
         }

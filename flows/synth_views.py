@@ -47,6 +47,8 @@ def synthesis_view(synthesised: CoreSynthesis) -> list[RenderableType]:
             f"Area {area:,.1f} µm², {area / request.liberty.nand2_area:,.0f} gate equivalents of a NAND2 of "
             f"{request.liberty.nand2_area:g} µm²; delay {done.delay_ps:,.0f} ps."
         )
+    if done.utilisation:
+        parts.append("Device: " + ", ".join(_site(kind, *sites) for kind, sites in done.utilisation.items()))
     if done.routed:
         parts += _clock(synthesised)
     parts += synthesised.assumptions()
@@ -134,11 +136,6 @@ def _clock(synthesised: CoreSynthesis) -> list[RenderableType]:
         f"Fmax {clocks['median']:.1f} MHz (median; {clocks['min']:.1f} to {clocks['max']:.1f} MHz over {len(runs)} "
         f"seed{'s' if len(runs) > 1 else ''})"
     ]
-    used = ", ".join(
-        f"{kind} {values['used']:,} of {values['available']:,} ({100 * values['used'] / values['available']:.1f} %)"
-        for kind, values in document["utilisation"].items()
-    )
-    lines.append(f"Device: {used}")
     table = table_of(
         f"Critical path of seed {path['seed']}: {path['logic_ns'] + path['routing_ns']:.2f} ns, "
         f"{path['logic_ns']:.2f} in cells and {path['routing_ns']:.2f} on wires",
@@ -153,6 +150,10 @@ def _clock(synthesised: CoreSynthesis) -> list[RenderableType]:
     for register, ns in list(document["arrivals_ns"].items())[:_ARRIVALS]:
         arrivals.add_row(Text(register), f"{ns:.2f}")
     return [*lines, table, arrivals]
+
+
+def _site(kind: str, used: int, available: int) -> str:
+    return f"{kind} {used:,} of {available:,} ({100 * used / available:.1f} %)"
 
 
 def _findings(synthesised: CoreSynthesis) -> list[RenderableType]:

@@ -153,8 +153,8 @@ def test_place_and_route(nimble: Any, nimble_json: Any, stand_in: None, tmp_path
         "max": max(clocks.values()),
     }
     assert document["fmax_mhz"] == routed["fmax_mhz"]["median"]
-    assert routed["utilisation"]["MULT18X18D"] == {"used": 1, "available": 28}
-    assert routed["utilisation"]["TRELLIS_FF"] == {"used": 13 + 16, "available": 24288}
+    assert document["utilisation"]["MULT18X18D"] == {"used": 1, "available": 28}
+    assert document["utilisation"]["TRELLIS_FF"] == {"used": 13 + 16, "available": 24288}
     path = routed["critical_path"]
     assert clocks[str(path["seed"])] == document["fmax_mhz"]
     assert 1e3 / (path["logic_ns"] + path["routing_ns"]) == pytest.approx(document["fmax_mhz"], rel=0.02)

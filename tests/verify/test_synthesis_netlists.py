@@ -16,7 +16,7 @@ from verify.synthesis.hierarchy import Design, readable
 from verify.synthesis.liberty import delay_ps, read_liberty
 from verify.synthesis.mapping import Multipliers, map_blocks, map_flat, without_comments
 from verify.synthesis.netlist import Statistics, blocks_of
-from verify.synthesis.routing import Device, DeviceTooSmallError, route
+from verify.synthesis.routing import Device, DeviceTooSmallError, pack, route
 from verify.synthesis.targets import TARGETS, Resources
 from verify.synthesis.tools import Deadline, SynthesisTool
 
@@ -317,7 +317,7 @@ def test_a_device_that_is_too_small(yosys: SynthesisTool, nextpnr: SynthesisTool
     design = Design(text, "top")
     mapped = map_flat(design, ECP5, Multipliers(), yosys, Deadline())
     with pytest.raises(DeviceTooSmallError) as caught:
-        route(design, mapped, Device(ECP5, "12k", 6, 100.0), 1, nextpnr, Deadline())
+        pack(design, mapped, Device(ECP5, "12k", 6, 100.0), nextpnr, Deadline())
     assert str(caught.value) == (
         "The core does not fit the Lattice ECP5 12k: it takes 30 MULT18X18D of 28 (7 % too many). Take a larger device "
         "or a smaller core, move multipliers between blocks and LUTs with --dsp, or see where it goes with --no-route."
@@ -327,8 +327,9 @@ def test_a_device_that_is_too_small(yosys: SynthesisTool, nextpnr: SynthesisTool
 def test_the_critical_path_has_the_generators_names(yosys: SynthesisTool, nextpnr: SynthesisTool) -> None:
     mapped = map_flat(TOP, ECP5, Multipliers(), yosys, Deadline())
     routed = route(TOP, mapped, Device(ECP5, "12k", 6, 100.0), 1, nextpnr, Deadline())
-    assert routed.utilisation["MULT18X18D"] == (5, 28)
-    assert routed.utilisation["TRELLIS_FF"][0] == 7 * 13
+    utilisation = pack(TOP, mapped, Device(ECP5, "12k", 6, 100.0), nextpnr, Deadline())
+    assert utilisation["MULT18X18D"] == (5, 28)
+    assert utilisation["TRELLIS_FF"] == (7 * 13, 24288)
     # From a lane's register through the multiplexer of its pair, or within a block of a multiplier.
     assert re.fullmatch(r"pair\[[01]\]\.(lane\[[01]\]\.y|y__[01]|y\[[01]\])", routed.path.start)
     assert 1e3 / routed.fmax_mhz == pytest.approx(routed.path.logic_ns + routed.path.routing_ns, rel=0.02)

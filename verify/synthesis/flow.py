@@ -17,7 +17,7 @@ from verify.synthesis.liberty import Liberty, delay_ps
 from verify.synthesis.lint import lint
 from verify.synthesis.mapping import Mapped, Multipliers, map_blocks, map_flat
 from verify.synthesis.netlist import Block, blocks_of
-from verify.synthesis.routing import Device, Routed, route
+from verify.synthesis.routing import Device, Routed, pack, route
 from verify.synthesis.targets import Resources, Target
 from verify.synthesis.tools import Deadline, SynthesisTool, TimeLimitError, find_nextpnr, find_yosys
 
@@ -52,6 +52,8 @@ class Synthesis:
     total: Resources | None = None
     #: Slowest way between registers of standard cells.
     delay_ps: float | None = None
+    #: Sites of the device that are used, and all of them, of each kind that is used.
+    utilisation: dict[str, tuple[int, int]] = field(default_factory=dict)
     routed: list[Routed] = field(default_factory=list)
     #: Why it is not finished, as a sentence; empty if it is.
     unfinished: str = ""
@@ -127,6 +129,8 @@ def _route(
     deadline: Deadline,
     progress: Callable[[str], None],
 ) -> None:
+    progress(f"Packing for {device.name}")
+    done.utilisation = pack(request.design, flat, device, done.tools[1], deadline)
     for number, seed in enumerate(request.seeds, start=1):
         progress(f"Placing and routing on {device.name}, seed {number} of {len(request.seeds)}")
         done.routed.append(route(request.design, flat, device, seed, done.tools[1], deadline))

@@ -24,6 +24,7 @@ from verify.synthesis.tools import Deadline, SynthesisError, SynthesisTool, run_
 _RECIPE = 1
 
 _REPORT = "report.json"
+_LOG = "nextpnr.log"
 
 #: What the cells of a carry chain have in their names, without which a chain counts as one cell.
 _CARRY_CELL = r"(\.slice\[\d+\]\.ccu2c_i)?\$CCU2_COMB\d$|^\$nextpnr_CCU2C_\d+\$CCU2_COMB\d$"
@@ -119,19 +120,51 @@ class Routed:
     #: Slowest way into each register, all elements of a list together: the register without indices, such as
     #: ``column.pe.acc``, and ns from the clock's edge to its input, setup not included; the slowest first.
     arrivals: tuple[tuple[str, float], ...]
-    #: Of each kind of site that is used: how many, and how many there are.
-    utilisation: dict[str, tuple[int, int]]
+
+
+def pack(
+    design: Design, mapped: Mapped, device: Device, nextpnr: SynthesisTool, deadline: Deadline
+) -> dict[str, tuple[int, int]]:
+    """Put a netlist's cells together as the device has them, and return how many of each kind there are.
+
+    Returns
+    -------
+    Sites that are used, and sites that there are, of each kind.
+
+    Raises
+    ------
+    DeviceTooSmallError
+        The netlist does not fit. Without this step, nextpnr would look for places for a long time.
+    SynthesisError, TimeLimitError
+        As `route`.
+    """
+    arguments = [f"--{device.name}", "--speed", str(device.speed), "--out-of-context", "--pack-only"]
+    folder = _run("packed", "packing", design, mapped, arguments, nextpnr, deadline)
+    log = (folder / _LOG).read_text(encoding="utf-8")
+    # Sums of logic that come before have a blank or a small letter in their names.
+    sites = re.findall(r"^Info:\s+([A-Z][A-Z0-9_]+):\s*(\d+)/\s*(\d+)\s+\d+%", log, re.MULTILINE)
+    utilisation = {kind: (int(used), int(available)) for kind, used, available in sites if int(used)}
+    over = [
+        f"{used:,} {kind} of {available:,} ({100 * (used - available) / available:.0f} % too many)"
+        for kind, (used, available) in utilisation.items()
+        if used > available
+    ]
+    if over:
+        raise DeviceTooSmallError(
+            f"The core does not fit the {device.target.title} {device.name}: it takes {', '.join(over)}. Take a larger "
+            "device or a smaller core, move multipliers between blocks and LUTs with --dsp, or see where it goes with "
+            "--no-route."
+        )
+    return utilisation
 
 
 def route(
     design: Design, mapped: Mapped, device: Device, seed: int, nextpnr: SynthesisTool, deadline: Deadline
 ) -> Routed:
-    """Place and route a netlist with one seed.
+    """Place and route a netlist that fits with one seed.
 
     Raises
     ------
-    DeviceTooSmallError
-        The netlist does not fit.
     SynthesisError
         nextpnr refused the netlist.
     TimeLimitError
@@ -140,17 +173,31 @@ def route(
     arguments = [
         *(f"--{device.name}", "--speed", str(device.speed), "--seed", str(seed), "--freq", f"{device.goal_mhz:g}"),
         *("--out-of-context", "--timing-allow-fail", "--report", _REPORT, "--detailed-timing-report"),
-        *("--json", NETLIST),
     ]
-    # The entry's name is a digest of all that the netlist depends on.
+    doing = f"placing and routing with seed {seed}"
+    folder = _run("routed", doing, design, mapped, arguments, nextpnr, deadline)
+    report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    return _read_report(design, report, seed)
+
+
+def _run(
+    kind: str,
+    doing: str,
+    design: Design,
+    mapped: Mapped,
+    arguments: list[str],
+    nextpnr: SynthesisTool,
+    deadline: Deadline,
+) -> Path:
+    """Run nextpnr on a netlist and return the folder of the cache with what it wrote."""
     key = {
         "recipe": _RECIPE,
+        # The entry's name is a digest of all that the netlist depends on.
         "netlist": mapped.folder.name,
         "arguments": arguments,
         "nextpnr": [nextpnr.version, nextpnr.origin],
     }
-    doing = f"placing and routing with seed {seed}"
-    # Seeds before this one may have taken long: the netlist is still in use.
+    # What ran before may have taken long: the netlist is still in use.
     with contextlib.suppress(PermissionError):
         os.utime(mapped.folder)
 
@@ -161,19 +208,13 @@ def route(
             netlist.hardlink_to(mapped.folder / NETLIST)
         except OSError:
             netlist.write_bytes((mapped.folder / NETLIST).read_bytes())
-        try:
-            log = run_tool(nextpnr, arguments, folder, deadline, doing, f"the netlist of {design.top}")
-        except SynthesisError as error:
-            missing = _too_small(error.log, device)
-            if missing is None:
-                raise
-            raise missing from None
-        (folder / "nextpnr.log").write_text(log, encoding="utf-8")
+        log = run_tool(
+            nextpnr, [*arguments, "--json", NETLIST], folder, deadline, doing, f"the netlist of {design.top}"
+        )
+        (folder / _LOG).write_text(log, encoding="utf-8")
         netlist.unlink()
 
-    folder = stored("routed", key, make, deadline, doing)
-    report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-    return _read_report(design, report, seed)
+    return stored(kind, key, make, deadline, doing)
 
 
 def _read_report(design: Design, report: dict[str, Any], seed: int) -> Routed:
@@ -191,7 +232,6 @@ def _read_report(design: Design, report: dict[str, Any], seed: int) -> Routed:
         round(slowest["achieved"], 2),
         _critical_path(design, inside[0]["path"]),
         _arrivals(report["detailed_net_timings"]),
-        {kind: (site["used"], site["available"]) for kind, site in report["utilization"].items() if site["used"]},
     )
 
 
@@ -256,19 +296,3 @@ def _register(cell: str) -> str:
 def _word(net: str) -> str:
     """Return a net without the index of its bit: all bits of a word have nearly the same path."""
     return readable(re.sub(r"\[\d+\]$", "", net))
-
-
-def _too_small(log: str, device: Device) -> DeviceTooSmallError | None:
-    """Return the error that says what does not fit, or None if everything does."""
-    over = []
-    for kind, used, available in re.findall(r"^Info:\s+(\w+):\s*(\d+)/\s*(\d+)\s+\d+%", log, re.MULTILINE):
-        if int(used) > int(available):
-            excess = 100 * (int(used) - int(available)) / int(available) if int(available) else float("inf")
-            over.append(f"{int(used):,} {kind} of {int(available):,} ({excess:.0f} % too many)")
-    if not over:
-        return None
-    return DeviceTooSmallError(
-        f"The core does not fit the {device.target.title} {device.name}: it takes {', '.join(over)}. Take a larger "
-        "device or a smaller core, move multipliers between blocks and LUTs with --dsp, or see where it goes with "
-        "--no-route."
-    )
