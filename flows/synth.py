@@ -44,10 +44,10 @@ class CoreSynthesis:
     def assumptions(self) -> list[str]:
         """Return what the figures rest on, as sentences."""
         request = self.synthesis.request
+        small = f" and as small as {request.goal_mhz:g} MHz allow" if request.target.abc9 else ""
         said = [
-            "Cells of a block are those of its modules, mapped one by one and as small as "
-            f"{request.goal_mhz:g} MHz allow; totals and timing are of the core mapped as one: logic is optimised "
-            "across modules, what is constant goes away, and the slowest way is as fast as it can be."
+            f"Cells of a block are those of its modules, mapped one by one{small}; totals and timing are of the core "
+            "mapped as one: logic is optimised across modules, and what is constant goes away."
         ]
         if isinstance(request.multipliers.choice, int):
             said.append(
@@ -63,7 +63,7 @@ class CoreSynthesis:
                 "Delay is abc's, by the tables of the library's one corner, without wires and without load on outputs; "
                 "setup and clock-to-output of flip-flops are not in it."
             )
-        said += [f"{name} counts {what}." for name, what in request.target.notes.items()]
+        said += [f"{name.upper()} counts {what}." for name, what in request.target.notes.items()]
         if request.target.block_ram_from is None:
             said.append(f"Memories of {MACRO_WORDS} words and more are left for macros: only their bits are counted.")
         return said

@@ -68,7 +68,8 @@ def _heading(synthesised: CoreSynthesis) -> str:
             f" {request.device.name}, speed grade {request.device.speed}, seeds {seeds}, working towards "
             f"{request.device.goal_mhz:g} MHz"
         )
-    return f"{synthesised.core} on {where}; multiplier blocks: {request.multipliers.choice}\n{tools}"
+    blocks = f"; multiplier blocks: {request.multipliers.choice}" if request.target.has_dsp else ""
+    return f"{synthesised.core} on {where}{blocks}\n{tools}"
 
 
 def _blocks_table(synthesised: CoreSynthesis) -> Any:

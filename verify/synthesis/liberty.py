@@ -67,6 +67,7 @@ class Liberty:
                 (r"\$mem\w*|\$scopeinfo", Resources()),
             ),
             files={"cells.lib": self.text},
+            abc9=False,
         )
 
 

@@ -137,7 +137,7 @@ def map_blocks(
 
     Parameters
     ----------
-    goal_mhz : clock that each module must allow, by abc's estimate, where the target is mapped by abc9.
+    goal_mhz : clock that each module must allow, by abc9's estimate, where it maps the target.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def map_blocks(
             for part, name in chosen
         ),
         *(f"submod {name}" for name in dict.fromkeys(name for _, name in chosen)),
-        f"scratchpad -set abc9.D {round(1e6 / goal_mhz)}",
+        *([f"scratchpad -set abc9.D {round(1e6 / goal_mhz)}"] if target.abc9 else []),
         *_map_commands(design.top, target, multipliers.of_modules(), target.keep),
     ]
     return _run("blocks", design, target, script, yosys, deadline, "mapping each module")

@@ -59,6 +59,8 @@ class Target:
     #: Arguments that build all multipliers of LUTs, and all in multiplier blocks.
     no_dsp: str = ""
     with_dsp: str = ""
+    #: Whether abc9 maps the logic, which takes a clock to work towards.
+    abc9: bool = True
     #: Arguments of techmap that put the selection `blocks` into multiplier blocks; empty where only all can be.
     dsp_maps: tuple[str, ...] = ()
     #: Cells of registers and blocks, which are named after the nets that they drive.
@@ -74,6 +76,11 @@ class Target:
     files: Mapping[str, str] = field(default_factory=dict)
     #: What a field of `Resources` counts, where it is not what its name says.
     notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_dsp(self) -> bool:
+        """Whether there are multiplier blocks."""
+        return self.no_dsp != self.with_dsp
 
     def resources(self, cell: str) -> Resources | None:
         """Return what one cell of a netlist counts as; None for a cell that the target does not know."""
@@ -199,6 +206,7 @@ GENERIC = Target(
         (r"\$mem\w*|\$scopeinfo", _NOTHING),
     ),
     named="t:$_*DFF*_",
+    abc9=False,
 )
 
 TARGETS = {target.name: target for target in (ECP5, ICE40, XILINX7, XILINX_US, GENERIC)}
