@@ -66,14 +66,14 @@ def quantize_layer(
     factor = factor_hessian(statistics.hessian, damping)
     by_column = weights.T.contiguous()
     if chosen == "joint":
-        return _joint(by_column, factor, length, settings)
-    if chosen == "sparsegpt":
-        start = sweep(by_column, factor, settings.pattern)
-    else:
-        start = _keep(weights, statistics, chosen, settings)
+        kept = search_kept(by_column, factor, settings.pattern)
+        rounded, grid = _round_by_column(kept, factor, length, settings)
+        return _weight(descend(by_column, factor.hessian, rounded, grid, settings.pattern), grid, settings)
+    mask = None if chosen == "sparsegpt" else _keep(weights, statistics, chosen, settings).mask
+    start = sweep(by_column, factor, settings.pattern, mask)
     if rounding == "rtn":
         return _round(start, statistics.mean_square, length, settings)
-    return _gptq(start, factor, length, settings)
+    return _weight(*_round_by_column(start, factor, length, settings), settings)
 
 
 #: Methods that need no second moments between two features.
@@ -90,18 +90,9 @@ def _round(start: Settled, importance: Tensor, length: int, settings: LayerSetti
     return _weight(start, _fit_grids(start, importance, length, settings), settings)
 
 
-def _joint(weights: Tensor, factor: ErrorFactor, length: int, settings: LayerSettings) -> NMWeight:
-    pattern = settings.pattern
-    if pattern.is_dense:
-        start = Settled(weights, torch.ones(weights.shape, dtype=torch.bool))
-    else:
-        start = search_kept(weights, factor, pattern)
-    grid = _fit_grids(start, factor.cost, length, settings)
-    rounded = sweep(start.weights, factor, pattern, start.mask, length, lambda index, target: grid.group(index))
-    return _weight(descend(weights, factor.hessian, rounded, grid, pattern), grid, settings)
-
-
-def _gptq(start: Settled, factor: ErrorFactor, length: int, settings: LayerSettings) -> NMWeight:
+def _round_by_column(
+    start: Settled, factor: ErrorFactor, length: int, settings: LayerSettings
+) -> tuple[Settled, LayerGrid]:
     """Sweep with real-valued scales, fitted as groups are reached; split them in two levels, and sweep again."""
     groups: list[Grid] = []
 
@@ -114,7 +105,7 @@ def _gptq(start: Settled, factor: ErrorFactor, length: int, settings: LayerSetti
     sweep(start.weights, factor, settings.pattern, start.mask, length, fit)
     grid = LayerGrid.from_groups(groups, length, settings.scale_bits)
     again = sweep(start.weights, factor, settings.pattern, start.mask, length, lambda index, target: grid.group(index))
-    return _weight(again, grid, settings)
+    return again, grid
 
 
 def _fit_grids(start: Settled, importance: Tensor, length: int, settings: LayerSettings) -> LayerGrid:

@@ -40,8 +40,10 @@ def search_kept(weights: Tensor, factor: ErrorFactor, pattern: NMPattern) -> Set
     factor : ErrorFactor
         Of the layer's input.
     pattern : NMPattern
-        Pattern to prune to.
+        Pattern to prune to; a dense one leaves the weights as they are.
     """
+    if pattern.is_dense:
+        return Settled(weights, torch.ones(weights.shape, dtype=torch.bool))
     hessian = factor.hessian
     swept, error = fit_kept(weights, hessian, sweep(weights, factor, pattern), _STEPS_TO_COMPARE)
     pulled, other_error = fit_kept(weights, hessian, pull_to_pattern(weights, hessian, pattern), _STEPS_TO_COMPARE)

@@ -49,6 +49,9 @@ def check_pattern(weight: NMWeight) -> None:
         kept = weight.mask[:, first : first + m].sum(axis=1)
         assert (kept == min(weight.pattern.n, m, columns - first)).all()
     assert not weight.to_dense()[~weight.mask].any()
+    # What is stored at a pruned position stands for 0 to a reader that knows no mask.
+    zero = 0 if weight.zero_point is None else np.repeat(weight.zero_point, weight.effective_group_size, 1)[:, :columns]
+    assert (np.where(weight.mask, 0, weight.values - zero) == 0).all()
 
 
 @given(all_settings(), st.integers(1, 5), st.integers(1, 100), st.integers(0, 2**32 - 1))
