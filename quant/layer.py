@@ -26,7 +26,8 @@ def quantize_layer(
     * wanda: keeps the largest products of weight and root mean square of its input;
     * sparsegpt: keeps what would cost most to prune, and moves the later weights to compensate;
     * rtn: rounds each weight to the nearest code;
-    * gptq: rounds column by column, and moves the later weights to compensate; pruned weights stay 0;
+    * gptq: moves the kept weights to compensate the pruned ones, then rounds column by column, and moves the later
+      kept weights to compensate that; pruned weights stay 0;
     * joint: searches the mask and the kept weights together, fits the scales to them, rounds as gptq does, and then
       moves codes and mask, each with all others in view, as long as the output error falls.
 
