@@ -10,6 +10,9 @@ import typer
 from flows.core_choice import ConfigOption, PresetOption, choose_core
 from flows.terminal import JsonFlag, Report
 
+#: Settings that a search chooses from, as `flows.quantize_options.read_candidates` reads them: those that fit the core.
+CANDIDATES = "dense/128,dense/32,3:4,4:8,2:4,1:4"
+
 #: Options that have a meaning only for a search, or only by hand.
 _OF_SEARCH = ("candidates", "objective", "rounds")
 _OF_CYCLES = ("prefill", "decode", "clock", "memory", "bandwidth", "latency")
@@ -48,11 +51,11 @@ def quantize(
     no_clip: Annotated[bool, typer.Option("--no-clip", help="Leave groups' ranges as wide as their weights.")] = False,
     awq: Annotated[bool, typer.Option("--awq", help="Scale input features first, by AWQ.")] = False,
     candidates: Annotated[
-        str | None,
+        str,
         typer.Option(
-            metavar="LIST", help="What --max-loss chooses from: pattern, pattern/group or pattern/group/method."
+            metavar="LIST", help="What --max-loss chooses from: pattern, pattern/group or pattern/group/method of each."
         ),
-    ] = None,
+    ] = CANDIDATES,
     objective: Annotated[
         str, typer.Option(metavar="WHAT", help="What --max-loss makes small: size or cycles.")
     ] = "size",
@@ -103,7 +106,7 @@ def quantize(
 
     from flows.layer_costs import OBJECTIVES, Pass
     from flows.memories import choose_clock, choose_memory
-    from flows.quantize_options import CANDIDATES, Aim, Job, fitting_candidates, read_candidates, read_max_loss
+    from flows.quantize_options import Aim, Job, fitting_candidates, read_candidates, read_max_loss
     from flows.recipe import Recipe, read_recipe
     from quant import LayerSettings, NMPattern
 
@@ -135,10 +138,10 @@ def quantize(
     else:
         if objective not in OBJECTIVES:
             raise ValueError(f"--objective is {objective!r}; it must be one of {', '.join(OBJECTIVES)}.")
-        settings = read_candidates(CANDIDATES if candidates is None else candidates, others)
+        settings = read_candidates(candidates, others)
         counted = Pass(prefill, decode, choose_clock(clock), choose_memory(memory, bandwidth, latency))
         allowed = read_max_loss(max_loss)
-        if candidates is None:
+        if candidates == CANDIDATES:
             settings = fitting_candidates(settings, core)
         from flows.quantize import quantize_automatically
 

@@ -18,9 +18,6 @@ PACKED, COMPRESSED_TENSORS = FORMATS = ("packed", "compressed-tensors")
 #: Tokens of a sample unless the model is made for fewer.
 LENGTH = 512
 
-#: Settings that a search chooses from, as `read_candidates` reads them.
-CANDIDATES = "dense/128,dense/32,3:4,4:8,2:4,1:4"
-
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +55,11 @@ class Job:
                 raise ValueError(f"{option} is {value}; it must be 1 or more.")
         if os.path.lexists(self.output):
             raise FileExistsError(f"{self.output} exists already; give the name of a new folder.")
+        output, work = Path(os.path.abspath(self.output)), Path(os.path.abspath(self.work_folder))
+        if output in (work, *work.parents):
+            raise ValueError(
+                f"--work {self.work} lies in {self.output}, which is made at the end; give another folder."
+            )
 
     @property
     def work_folder(self) -> Path:

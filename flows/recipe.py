@@ -65,6 +65,11 @@ class Rule:
         """Return whether the rule is meant for the layer of this full name; its kind is the last part of it."""
         return fnmatchcase(name, self.match) or fnmatchcase(_kind(name), self.match)
 
+    def beside(self, default: Rule) -> Rule:
+        """The same rule without what the default says, too."""
+        said: dict[str, Any] = {key: None for key in _OPTIONAL_KEYS if getattr(self, key) == getattr(default, key)}
+        return replace(self, **said)
+
     def settings(self, others: Mapping[str, Any]) -> LayerSettings | None:
         """How a layer is quantised, with `others` for what is left out; None if it is not.
 
@@ -103,7 +108,7 @@ class Recipe:
     def of_choices(cls, name: str, choices: Mapping[str, LayerSettings | None], awq: bool | None = None) -> Recipe:
         """Return a short recipe that gives each layer of `choices`, by full name, exactly its settings.
 
-        The commonest settings are the default. Kinds whose layers all agree get one rule.
+        The commonest settings are the default, and rules say what differs. Kinds whose layers all agree get one rule.
         """
         rules = {name: _rule_of(name, settings) for name, settings in choices.items()}
         commonest = Counter(replace(rule, match="*") for rule in rules.values()).most_common(1)[0][0]
@@ -115,7 +120,7 @@ class Recipe:
             alike = {replace(rule, match=kind) for rule in members}
             if len(alike) == 1:
                 members = list(alike)
-            exceptions += [rule for rule in members if replace(rule, match="*") != commonest]
+            exceptions += [rule.beside(commonest) for rule in members if replace(rule, match="*") != commonest]
         return cls(name, commonest, tuple(exceptions), awq)
 
     def rule_of(self, name: str) -> Rule:

@@ -144,7 +144,7 @@ def test_kinds_that_agree_take_one_rule() -> None:
     choices["layers.1.q_proj"] = dense
     recipe = Recipe.of_choices("any", choices)
     assert recipe.default.pattern == pruned.pattern
-    assert [rule.match for rule in recipe.rules] == ["layers.1.q_proj", "down_proj"]
+    assert recipe.rules == (Rule("layers.1.q_proj", dense.pattern), Rule("down_proj", dense.pattern))
 
 
 def test_what_a_rule_leaves_out_is_the_files_and_then_the_commands(tmp_path: Path) -> None:

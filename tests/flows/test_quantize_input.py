@@ -11,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.quantize_options import read_candidates, read_max_loss
+from flows.cli_quantize import CANDIDATES
+from flows.core_choice import ChosenCore, choose_core
+from flows.quantize_options import fitting_candidates, read_candidates, read_max_loss
 from quant import LayerSettings, NMPattern
 
 SHORT = ("--samples", 4, "--held-out", 2, "--length", 32)
@@ -111,6 +113,11 @@ def test_bad_folders(trained_model: Path, refusal: Any, tmp_path: Path) -> None:
     assert refusal("quantize", trained_model, "-o", tmp_path / "out", "--work", there, *asked) == (
         f"{there} holds files, but no run.json; give a new folder for the run's work."
     )
+    out = tmp_path / "out"
+    for work in (out, out / "work"):
+        assert refusal("quantize", trained_model, "-o", out, "--work", work, *asked) == (
+            f"--work {work} lies in {out}, which is made at the end; give another folder."
+        )
     config = json.loads((trained_model / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq"}
     (there / "config.json").write_text(json.dumps(config))
@@ -197,6 +204,14 @@ def test_samples_that_are_left(many: list[list[int]], taken: st.DataObject) -> N
     few = [many[index] for index in sorted(chosen)]
     left = without(torch.tensor(many), torch.tensor(few).reshape(-1, 2)).tolist()
     assert sorted(left + few) == sorted(many)
+
+
+def test_the_usual_candidates_are_those_that_fit_the_core() -> None:
+    settings = read_candidates(CANDIDATES, {"group_size": 128})
+    tiny = choose_core("tiny", None)
+    assert fitting_candidates(settings, tiny) == settings
+    narrow = ChosenCore("narrow", tiny.config.replace(window=4))
+    assert [str(one.pattern) for one in fitting_candidates(settings, narrow)] == ["1:1", "1:1", "3:4", "2:4", "1:4"]
 
 
 @pytest.mark.parametrize("text", ["0.5", "0%", "-1%", "nan%", "inf%", "%", "a%", "1e999%", "5 %%"])
