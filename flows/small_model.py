@@ -184,4 +184,3 @@ def _rate(step: int, steps: int) -> float:
         return _RATE * step / warm_up
     done = (step - warm_up) / max(1, steps - warm_up)
     return _RATE * (_LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * done)) / 2)
-
