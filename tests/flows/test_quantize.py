@@ -192,6 +192,34 @@ def test_float_layers_and_awq_by_a_recipe_for_other_tools(
         assert json.loads((tmp_path / name / "report.json").read_text()) == documents[name]
 
 
+def test_layers_that_stay_float_as_a_last_resort_are_told_of(
+    trained_model: Path, nimble: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.quantize
+    from quant.judgement import Rise
+
+    rises = iter([0.05, 0.04, 0.03, 0.002])  # of a choice, of the gentlest, of those with a quarter and a half float
+    monkeypatch.setattr(flows.quantize, "rise_of", lambda before, after: Rise(next(rises), 0.0))
+    output = tmp_path / "packed"
+    asked = ("quantize", trained_model, "-o", output, *SHORT, "--max-loss", "1%", "--rounds", 1)
+    result = nimble(*asked, "--candidates", "dense/8,dense")
+    assert result.exit_code == 0
+    text = " ".join(result.stdout.split())
+    assert (
+        "7 of 14 layers stay float: INT4 for all of them, even with the gentlest settings, was over the allowed loss."
+        in text
+    )
+    layers = json.loads((output / "report.json").read_text())["layers"]
+    floats = [layer["name"] for layer in layers if layer["pattern"] == "float"]
+    assert len(floats) == 7
+    assert set(PackedCheckpoint.open(output).layers) == {layer["name"] for layer in layers} - set(floats)
+    assert {f"{name}.weight" for name in floats} <= set(PackedCheckpoint.open(output).others)
+    for name in floats:
+        assert any(
+            line.split()[:1] == [name.rpartition(".")[2]] and " float " in line for line in result.stdout.splitlines()
+        )
+
+
 class TestStopped:
     """A run that is stopped leaves nothing under its output's name, and goes on where it was."""
 
