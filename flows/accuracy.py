@@ -25,8 +25,8 @@ from quant.text import read_tokens
 SCHEMA = "nimble.accuracy"
 VERSION = 1
 
-#: What is left of each method on a dense pattern, where there is nothing to prune.
-DENSE_METHODS = {"joint": "gptq", "magnitude-rtn": "rtn"}
+#: What is left of the methods on a dense pattern, where there is nothing to prune; the others repeat these.
+DENSE_METHODS = {"joint": "joint", "sparsegpt-gptq": "gptq", "magnitude-rtn": "rtn"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class AccuracyPlan:
                 LayerSettings(pattern, self.group_size, self.symmetric, method)
         if not self.runs():
             raise ValueError(
-                f"A dense pattern has the methods {' and '.join(DENSE_METHODS)}, but {', '.join(self.methods)} was "
+                f"A dense pattern has the methods {', '.join(DENSE_METHODS)}, but {', '.join(self.methods)} was "
                 "given, and no other pattern."
             )
 

@@ -27,7 +27,7 @@ def test_joint_loses_least_and_more_freedom_loses_less(trained: Path) -> None:
     plan = AccuracyPlan(trained, seeds=(0,), group_size=64, samples=64, length=128, evaluation=64)
     measured = measure_accuracy(plan)
     found = {(str(row.pattern), row.method): row.median for row in measured.rows}
-    assert len(found) == 2 + 7 + 7
+    assert len(found) == 3 + 7 + 7
     assert found["1:1", "joint"] < 1.01 * measured.float_perplexity
     for pattern in ("4:8", "2:4"):
         for other in ("sparsegpt-rtn", "wanda-rtn", "magnitude-rtn", "wanda-gptq", "magnitude-gptq"):
@@ -70,7 +70,8 @@ def test_the_command_goes_on_in_its_work_folder(trained: Path, tmp_path: Path) -
         ),
         (
             {"patterns": (NMPattern(1, 1),), "methods": ("wanda-rtn",)},
-            "A dense pattern has the methods joint and magnitude-rtn, but wanda-rtn was given, and no other pattern.",
+            "A dense pattern has the methods joint, sparsegpt-gptq, magnitude-rtn, but wanda-rtn was given, and no "
+            "other pattern.",
         ),
         (
             {"patterns": (NMPattern(3, 5),)},
