@@ -59,7 +59,7 @@ def test_scales_never_raise_the_summed_error(correlated: Inputs, method: str) ->
     assert summed(scales) <= summed(torch.ones(64)) * (1 + 1e-3)
 
 
-def test_weights_of_a_few_strong_features_are_protected(correlated: Inputs) -> None:
+def test_weights_of_a_few_strong_features_are_protected() -> None:
     x = torch.randn(400, 128, generator=torch.Generator().manual_seed(1))
     x[:, ::37] *= 30
     statistics = gathered(x)
@@ -70,6 +70,19 @@ def test_weights_of_a_few_strong_features_are_protected(correlated: Inputs) -> N
     seen = scaled_statistics(statistics, scales)
     plain = layer_error(layer, quantize_layer(layer, statistics, how), statistics)
     assert layer_error(layer * scales, quantize_layer(layer * scales, seen, how), seen) < 0.6 * plain
+
+
+def test_the_layer_of_the_louder_output_decides() -> None:
+    x = torch.randn(400, 128, generator=torch.Generator().manual_seed(1))
+    x[:, ::37] *= 30
+    generator = torch.Generator().manual_seed(2)
+    quiet, loud = 0.01 * torch.randn(32, 128, generator=generator), torch.randn(32, 128, generator=generator)
+    loud[:, ::37] *= 3  # already large where the input is
+    how = LayerSettings(NMPattern.parse("dense"), 128, method="magnitude-rtn", clip=False)
+    ones = [1.0] * 128
+    assert awq_scales([loud], gathered(x), how).tolist() == ones
+    assert awq_scales([quiet], gathered(x), how).tolist() != ones
+    assert awq_scales([quiet, loud], gathered(x), how).tolist() == ones
 
 
 @pytest.mark.parametrize("method", METHODS)
