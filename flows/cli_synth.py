@@ -56,9 +56,9 @@ def synth(
 
     import json
 
-    from flows.atomic_file import write_text
     from flows.synth import synthesize_core
     from flows.synth_views import synthesis_view
+    from quant.atomic_file import write_text
 
     with progress(f"Synthesising {core.name}") as bar:
         synthesised = synthesize_core(

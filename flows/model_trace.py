@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.atomic_file import write_text
+from quant.atomic_file import write_text
 
 SCHEMA = "nimble.trace"
 VERSION = 2

@@ -13,8 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from flows.atomic_file import write_text
 from flows.figures import CAUSE_COLOURS, ROLE_MARKERS, attained, causes, comparison, intensity, layers_of, roofline
+from quant.atomic_file import write_text
 
 #: What a number can be, from the firmest to the weakest: class of its tag, and the tag in words.
 TAGS = {

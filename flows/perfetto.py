@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.atomic_file import write_text
+from quant.atomic_file import write_text
 
 SCALE = "1 cycle of the core is shown as 1 µs"
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from accel.packed_checkpoint import write_packed
-from flows.atomic_file import write_text
 from flows.layer_costs import LayerCosts, Pass
 from flows.quantization import LayerResult, Quantization, relative, settings_document
 from flows.quantize_options import PACKED, Aim, Job, sample_length
@@ -28,6 +27,7 @@ from flows.recipe import Recipe
 from flows.stored_model import COMPANIONS
 from flows.terminal import progress
 from quant import LayerSettings
+from quant.atomic_file import write_text
 from quant.blocks import BlockModel
 from quant.formats.compressed_tensors_folder import write_compressed_tensors
 from quant.judgement import Rise, rise_of, sample_losses

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from accel.config import CoreConfig
 from accel.timing import gemm_timing
-from flows.atomic_file import write_text
 from flows.info import pattern_name
 from flows.model_trace import LinearLayer
 from flows.simulate import LayerGemm, build_model
 from flows.terminal import ProgressBar, progress
 from flows.trace import trace_model
 from quant import NMPattern
+from quant.atomic_file import write_text
 from verify.gemm import execute
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Binary files that are either absent, the old ones or complete, whatever stops the writer."""
+"""Files that are either absent, the old ones or complete, whatever stops the writer."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        # mkstemp makes the file private; a result is as readable as any file the user creates.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # an interrupt may come right after the rename
@@ -48,3 +52,18 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file through `new_file`."""
     with new_file(path) as stream:
         stream.write(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file in UTF-8 through `new_file`; its folder is created if it is missing.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be created or the file cannot be written; `path` is then as it was.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"Cannot write {path}: it is a directory; give the name of a file.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode())

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from flows.atomic_file import write_text
 from flows.model_trace import (
     AttentionProduct,
     CachedLayer,
@@ -24,6 +23,7 @@ from flows.model_trace import (
     save_trace,
 )
 from flows.trace import NAMED_MODELS, read_trace, trace_model
+from quant.atomic_file import write_text
 
 TINY_LLAMA = {
     "model_type": "llama",
