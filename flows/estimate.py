@@ -340,8 +340,18 @@ def read_patterns(text: str) -> list[NMPattern]:
     return patterns
 
 
-def estimate_model(core: str, workload: Workload, recipes: Sequence[Recipe | NMPattern]) -> Estimates:
+def estimate_model(
+    core: str,
+    workload: Workload,
+    recipes: Sequence[Recipe | NMPattern],
+    traces: Mapping[str, ModelTrace] | None = None,
+) -> Estimates:
     """Trace a model and estimate it with each of the recipes; a pattern is that for all layers.
+
+    Parameters
+    ----------
+    traces
+        What `traces_of` has returned for a workload that differs in its core only; by default the model is traced.
 
     Raises
     ------
@@ -351,7 +361,8 @@ def estimate_model(core: str, workload: Workload, recipes: Sequence[Recipe | NMP
     """
     workload.check()
     chosen = [recipe if isinstance(recipe, Recipe) else Recipe.uniform(recipe) for recipe in recipes]
-    traces = _traces(workload)
+    if traces is None:
+        traces = traces_of(workload)
     trace = next(iter(traces.values()))
     start = time.process_time()
     attention = [work for phase, trace in traces.items() for work in attention_works(workload, phase, trace)]
@@ -375,8 +386,14 @@ def estimate_model(core: str, workload: Workload, recipes: Sequence[Recipe | NMP
     return Estimates(core, workload, trace, estimates, time.process_time() - start)
 
 
-def _traces(workload: Workload) -> dict[str, ModelTrace]:
-    """A trace of each phase that has tokens; that of decode is its first pass."""
+def traces_of(workload: Workload) -> dict[str, ModelTrace]:
+    """A trace of each phase that has tokens; that of decode is its first pass.
+
+    Raises
+    ------
+    ValueError
+        The model is unknown or made for fewer tokens.
+    """
     work = workload
     traces: dict[str, ModelTrace] = {}
     if work.prefill:
