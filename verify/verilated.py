@@ -129,6 +129,11 @@ def load_core(config: CoreConfig, random_reset: bool = False) -> ctypes.CDLL:
         testbench_source(config),
         verilator_flags=RANDOM_RESET_FLAGS if random_reset else FAST_VERILATOR_FLAGS,
     )
+    return open_library(library)
+
+
+def open_library(library: Path) -> ctypes.CDLL:
+    """Load a library that was built from `testbench_source`."""
     core = ctypes.CDLL(str(library))
     core.nimble_run.argtypes = [ctypes.POINTER(_Job)]
     core.nimble_run.restype = ctypes.c_int
@@ -145,6 +150,7 @@ def run_verilated(
     memory: Memory | None = None,
     progress: Callable[[int], None] | None = None,
     reset_seed: int = 0,
+    core: ctypes.CDLL | None = None,
 ) -> LevelRun:
     """Run the commands of one GEMM on the verilated core; arguments as for `verify.rtl.run_simulated`.
 
@@ -155,6 +161,8 @@ def run_verilated(
         reset forgets shows (a zero start hides it).
     progress
         Called now and then with the number of result words that have come.
+    core
+        Another model of the core, from `open_library`; by default that of `load_core`.
 
     Raises
     ------
@@ -163,7 +171,7 @@ def run_verilated(
     ValueError
         When the bandwidth is a fraction too fine for the testbench's 64-bit numbers.
     """
-    core = load_core(config, random_reset=bool(reset_seed))
+    core = core or load_core(config, random_reset=bool(reset_seed))
     Message = mk_command_msg(config)
     size = _command_bytes(config)
     encoded = b"".join(int(Message(**command.fields()).to_bits()).to_bytes(size, "little") for command in commands)
