@@ -163,7 +163,7 @@ def synthesize_core(
         raise ValueError(f"Place and route needs at least one seed, but {seeds} were asked for; see also --no-route.")
     if not 0 < goal_mhz < 1e5:
         raise ValueError(f"The clock to work towards must be between 0 and 100,000 MHz, but {goal_mhz} was given.")
-    chosen, liberty = _target(target)
+    chosen, liberty = read_target(target)
     routed = route and bool(chosen.devices)
     if not chosen.devices and (device is not None or speed is not None):
         raise ValueError(
@@ -187,7 +187,16 @@ def synthesize_core(
     return CoreSynthesis(name, config, synthesize(request, deadline, bar.describe))
 
 
-def _target(text: str) -> tuple[Target, Liberty | None]:
+def read_target(text: str) -> tuple[Target, Liberty | None]:
+    """Return the target that a user names, and its library if it is ``liberty:FILE``.
+
+    Raises
+    ------
+    ValueError
+        There is no such target, or the file is no Liberty file that can be mapped to.
+    OSError
+        The file cannot be read.
+    """
     if text.startswith(LIBERTY):
         liberty = read_liberty(Path(text.removeprefix(LIBERTY)))
         return liberty.target(), liberty

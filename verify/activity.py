@@ -162,7 +162,13 @@ def read_activity(file: Path, design: Design, memories: Collection[str] = ()) ->
         elif bit.variable in drivers[module].logic:
             block["logic_bits"] += 1
             block["logic_toggles"] += bit.toggles
-    return Activity(cycles, {key: BlockActivity(*key, **block) for key, block in counts.items()})
+    return Activity(
+        cycles,
+        {
+            (place, module): BlockActivity(place, module, *(block[name] for name in _COUNTS))
+            for (place, module), block in counts.items()
+        },
+    )
 
 
 _COUNTS = ("register_bits", "register_toggles", "logic_bits", "logic_toggles", "reads", "writes")
