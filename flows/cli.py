@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli_accuracy import register as register_accuracy
 from flows.cli_energy import register as register_energy
-from flows.cli_explore import register as register_explore
 from flows.cli_models import register as register_models
 from flows.cli_quantize import quantize
 from flows.cli_synth import register as register_synth
@@ -30,6 +29,9 @@ from flows.terminal import (
     examples,
     progress,
 )
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # The same option in several commands.
 MODEL_SOURCES = "llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds a Hugging Face config.json"
@@ -321,6 +323,7 @@ def _check_layer_source(ctx: typer.Context) -> None:
         "nimble estimate --model llama-7b --preset wide --pattern dense,2:4,4:8,3:4,1:4 --prefill 1920 --decode 128",
         "nimble estimate --model ./my-model --memory lpddr5-6400 --clock 800 --batch 8 --attention host --json",
         "nimble estimate --model llama-7b --pattern dense,2:4 --recipe mixed.toml",
+        "nimble estimate --model llama-7b --pattern dense,2:4 --energy-from energy.json",
         "nimble estimate --model llama-7b --pattern dense,2:4 --html llama-7b.html --perfetto llama-7b.trace.json",
         "nimble estimate --topology layers.csv --compare scalesim-os,scalesim-ws",
     ),
@@ -385,6 +388,9 @@ def estimate(
         str,
         typer.Option(metavar="HOW", help="lm_head: int4 (dense INT4), pruned (like the blocks), fp16-host or skip."),
     ] = "int4",
+    energy_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A report of nimble energy, for joules a token.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page with plots to this file; no network.")
     ] = None,
@@ -441,9 +447,21 @@ def estimate(
         clock=choose_clock(clock, clock_from),
         memory=choose_memory(memory, bandwidth, latency),
     )
+    energy = None
+    if energy_from is not None:
+        from flows.energy_tokens import read_energy
+
+        energy = read_energy(energy_from, core.config)
     with progress(f"Estimating {model}"):
         estimates = estimate_model(core.name, workload, recipes)
     document = estimates.document()
+    energy_view: list[RenderableType] = []
+    if energy is not None:
+        from flows.energy_tokens import token_energy
+
+        energies = token_energy(estimates, energy)
+        document["energy"] = energies.document()
+        energy_view = energies.view()
     written = []
     if html is not None:
         from flows.page import write_page
@@ -455,7 +473,7 @@ def estimate(
 
         write_trace(document, perfetto)
         written.append(f"Wrote {perfetto}: open it in ui.perfetto.dev, where 1 cycle is shown as 1 µs.")
-    return Report(document, [*estimate_view(estimates), *written])
+    return Report(document, [*estimate_view(estimates), *energy_view, *written])
 
 
 @app.command(
@@ -577,7 +595,6 @@ app.command(
 register_models(app)
 register_accuracy(app)
 register_synth(app)
-register_explore(app)
 register_energy(app)
 
 

@@ -176,7 +176,7 @@ def scaling(few: RunEnergy, many: RunEnergy) -> Scaling:
 
 @dataclass(frozen=True)
 class PatternEnergy:
-    """Runs of one pattern: of one token, of several, and one of half as many and twice the outputs, which is a check."""
+    """Runs of one pattern: of one token, of several, and of half as many with twice the outputs, which is a check."""
 
     pattern: NMPattern
     few: RunEnergy
