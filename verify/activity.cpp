@@ -2,6 +2,9 @@
 //
 // Nets are sampled once a cycle, when they have settled before the rising edge: a net that goes up and down again
 // within a cycle counts as still. What happens while reset is held is left out.
+//
+// Verilator's counts begin at 0, so that a bit which is 1 at first has changed once. A file of the first sample alone,
+// with ".start" after its name, tells which these are.
 
 #include <string>
 
@@ -14,12 +17,17 @@ std::string activity_file;
 
 class CountedTop final : public Vtop {
 public:
-    explicit CountedTop(VerilatedContext* context) : Vtop{(context->traceEverOn(true), context)} {}
+    explicit CountedTop(VerilatedContext* context) : Vtop{(context->traceEverOn(true), context)} {
+        trace(&start_, 99);
+        trace(&counts_, 99);
+    }
     void eval() {
         Vtop::eval();
         if (clk || reset) return;
         if (!counts_.isOpen()) {
-            trace(&counts_, 99);
+            start_.open((activity_file + ".start").c_str());
+            start_.dump(0);
+            start_.close();
             counts_.open(activity_file.c_str());
         }
         counts_.dump(samples_++);
@@ -30,7 +38,7 @@ public:
     }
 
 private:
-    VerilatedSaifC counts_;
+    VerilatedSaifC start_, counts_;
     uint64_t samples_ = 0;
 };
 

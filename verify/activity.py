@@ -114,7 +114,7 @@ def measure_activity(job: GemmJob, memories: Collection[str] = ()) -> tuple[Leve
 
 
 def run_counted(job: GemmJob, file: Path) -> LevelRun:
-    """Run a GEMM on the verilated core and write its nets' toggles to a SAIF file."""
+    """Run a GEMM on the verilated core and write its nets' toggles to a SAIF file, and another of its first sample."""
     core = _counting_core(job.config)
     core.nimble_activity_file(os.fsencode(file))
     return run_verilated(job.config, job.commands, job.stream.payload, job.acts, job.result_words, core=core)
@@ -191,16 +191,19 @@ _BIT = re.compile(r"\s*\((\S+?)(?:\\\[(\d+)\\\])? \(T0 \d+\) \(T1 (\d+)\) .*\(TC
 
 
 def read_saif(file: Path) -> Iterator[NetBit]:
-    """Return the bits that a SAIF file of Verilator lists below the top module, one line after the other."""
+    """Return the bits that a SAIF file of `run_counted` lists, one after the other."""
     # Verilator's own TOP repeats the ports of the design's top below it.
     path: list[str] = []
     groups: list[bool] = []
     instance = ""
-    with open(file, encoding="utf-8") as lines:
-        for line in lines:
+    start = file.with_name(file.name + ".start")
+    with open(file, encoding="utf-8") as lines, open(start, encoding="utf-8") as first_lines:
+        for line, first in zip(lines, first_lines, strict=True):
             if found := _BIT.match(line):
                 if len(path) > 1:
-                    yield NetBit(instance, readable(found[1]), int(found[2] or 0), int(found[3]), int(found[4]))
+                    # A bit that is 1 at first is counted as one that has become so.
+                    toggles = int(found[4]) - first.endswith("(TC 1))\n")
+                    yield NetBit(instance, readable(found[1]), int(found[2] or 0), int(found[3]), toggles)
                 continue
             text = line.strip()
             if text.startswith("(INSTANCE "):
