@@ -15,6 +15,7 @@ import typer
 
 from flows.cli_accuracy import register as register_accuracy
 from flows.cli_energy import register as register_energy
+from flows.cli_explore import register as register_explore
 from flows.cli_models import register as register_models
 from flows.cli_quantize import quantize
 from flows.cli_synth import register as register_synth
@@ -595,6 +596,7 @@ app.command(
 register_models(app)
 register_accuracy(app)
 register_synth(app)
+register_explore(app)
 register_energy(app)
 
 

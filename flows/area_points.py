@@ -1,0 +1,308 @@
+"""The file of synthesised cores that the area model is fitted to, and how more of them are measured.
+
+A core of the file is drawn by its number alone, so that any process on any machine measures the same ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import random
+import tokenize
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from accel.config import LANE_REGISTERS, ConfigError, CoreConfig
+from flows.area_model import Area, Point
+from quant.atomic_file import write_text
+
+SCHEMA = "nimble.area-points"
+VERSION = 1
+
+#: The points that come with Nimble.
+SHIPPED = Path(__file__).with_name("area_points.json")
+
+TARGET = "ecp5"
+
+#: Clock that modules are mapped towards, as ``nimble synth`` does by default.
+GOAL_MHZ = 120.0
+
+#: Most multipliers of a measured core: more would take minutes to map.
+_MOST_MULTIPLIERS = 96
+
+
+@dataclass(frozen=True)
+class AreaPoints:
+    """What a file of points holds."""
+
+    #: Digest of the sources that the cores were made by, see `sources_digest`.
+    sources: str
+    #: yosys's version, and where it came from.
+    tools: tuple[Mapping[str, str], ...]
+    #: Points by the number that they were drawn by.
+    points: Mapping[int, Point]
+
+    @property
+    def in_order(self) -> list[Point]:
+        """The points by their numbers."""
+        return [self.points[number] for number in sorted(self.points)]
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON object of the file."""
+        return {
+            "schema": SCHEMA,
+            "version": VERSION,
+            "target": TARGET,
+            "goal_mhz": GOAL_MHZ,
+            "sources": self.sources,
+            "tools": [dict(tool) for tool in self.tools],
+            "points": [
+                {
+                    "number": number,
+                    "parameters": point.config.as_dict(),
+                    "multipliers": point.multipliers,
+                    "total": point.total.document(),
+                    "places": dict(point.places),
+                }
+                for number, point in sorted(self.points.items())
+            ],
+        }
+
+
+# -- the file ------------------------------------------------------------------------------------------------
+
+
+def read_points(file: Path) -> AreaPoints:
+    """Read a file of points.
+
+    Raises
+    ------
+    ValueError
+        It holds no points, or those of cores that another version of the generator has made.
+    OSError
+        It cannot be read.
+    """
+    points = _parse(file)
+    if points.sources != sources_digest():
+        raise ValueError(
+            f"The cores in {file} were synthesised from other sources than this version's, so their areas are not "
+            f"those of its cores; measure them anew with: nimble explore --measure {len(points.points)}"
+            + ("" if file == SHIPPED else f" --points {file}")
+        )
+    return points
+
+
+def _parse(file: Path) -> AreaPoints:
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # bytes that are no UTF-8 among them
+        document = None
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA or document.get("version") != VERSION:
+        raise ValueError(f"{file} holds no synthesised cores of version {VERSION}; name another file.")
+    fields = set(CoreConfig.__dataclass_fields__)
+    try:
+        stale = [point for point in document["points"] if set(point["parameters"]) != fields]
+        points = {} if stale else {int(point["number"]): _point(point) for point in document["points"]}
+        return AreaPoints("" if stale else str(document["sources"]), tuple(document["tools"]), points)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} holds a point that nimble explore has not written ({error}).") from None
+
+
+def _point(entry: Mapping[str, Any]) -> Point:
+    return Point(
+        CoreConfig.from_dict(entry["parameters"]),
+        str(entry["multipliers"]),
+        {str(place): int(lut) for place, lut in entry["places"].items()},
+        Area(**{kind: int(count) for kind, count in entry["total"].items()}),
+    )
+
+
+def write_points(file: Path, points: AreaPoints) -> None:
+    """Write a file of points, one a line.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; it is then as it was.
+    """
+    document = points.document()
+    entries = ",\n".join(" " + json.dumps(entry, separators=(",", ":")) for entry in document.pop("points"))
+    head = json.dumps(document, indent=1)[:-2]
+    write_text(file, f'{head},\n "points": [\n{entries}\n ]\n}}\n')
+
+
+@lru_cache(maxsize=1)
+def sources_digest() -> str:
+    """Digest of the sources that a core's Verilog and its cells depend on; comments and docstrings do not count."""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    synthesis = [root / "verify" / "synthesis" / f"{name}.py" for name in ("mapping", "targets")]
+    for path in [*_imported(root, root / "accel" / "core" / "CoreRTL.py"), *synthesis]:
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + code_of(path.read_text("utf-8")).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _imported(root: Path, top: Path) -> list[Path]:
+    """Modules of `accel` that a module imports, and those that they import, and itself."""
+    found: set[Path] = set()
+    left = [top]
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("accel."):
+                left.append(root.joinpath(*node.module.split(".")).with_suffix(".py"))
+    return sorted(found)
+
+
+def code_of(text: str) -> str:
+    """Return a Python text without comments, docstrings and blank lines."""
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            assert docstring.end_lineno is not None
+            for number in range(docstring.lineno - 1, docstring.end_lineno):
+                lines[number] = ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            lines[token.start[0] - 1] = lines[token.start[0] - 1][: token.start[1]]
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+# -- measuring -----------------------------------------------------------------------------------------------
+
+
+def drawn(number: int) -> tuple[CoreConfig, str]:
+    """Return the core of a number, and its choice of multiplier blocks.
+
+    Sizes are those of small and medium cores, spread over what a core of a usual size is made of. Every parameter
+    of the design differs; one that is not drawn here is the edge core's.
+    """
+    from accel.config import load_preset
+
+    base = load_preset("edge")
+    chance = random.Random(f"nimble area point {number}")
+    while True:
+        rows, columns = chance.choice((1, 2, 3, 4, 6, 8)), chance.choice((1, 2, 3, 4, 6, 8))
+        lanes = chance.choice((1, 2, 3, 4, 4, 6, 8, 8))
+        window = chance.choice((4, 8, 8, 12, 16, 16, 24, 32))
+        group_max = chance.choice((32, 64, 128, 128, 256))
+        k_max = chance.choice((256, 1024, 4096, 16384))
+        words = -(-k_max // window)
+        patterns = chance.choice((base.patterns, base.patterns, ("1:1", "2:4"), ("1:1", "2:4", "4:8", "1:4"), ("1:1",)))
+        codes = chance.choice((base.codes, base.codes, ("rank", "bitmask"), ("bitmask",), ("index",)))
+        sparse = patterns != ("1:1",)
+        changes: dict[str, Any] = {
+            "rows": rows,
+            "columns": columns,
+            "lanes": lanes,
+            "window": window,
+            "act_bits": chance.choice((4, 8, 8, 8, 8, 16)),
+            "asymmetric": chance.choice((False, True)),
+            "patterns": patterns,
+            "codes": codes if sparse else (),
+            "scale_bits": chance.choice((4, 8, 8, 8, 16)),
+            "group_max": group_max,
+            "k_max": k_max,
+            "subtiles": chance.choice((1, 2, 4, 8)),
+            "drain_chains": chance.choice([chains for chains in (1, 1, 2, 4) if chains <= rows]),
+            "slice_bytes": chance.choice((1, 2, 2, 4, 4, 8)),
+            "weight_tiles": chance.choice((2, 2, 3, 4)),
+            "act_words": 2 * -(-words * chance.choice((1, 2)) // 2),
+            "act_ports": chance.randint(1, rows),
+            "result_lanes": chance.randint(1, min(columns, 8)),
+            "lane_registers": tuple(name for name in LANE_REGISTERS if chance.random() < 0.5),
+            "read_registers": chance.choice((False, True)),
+            "decode_registers": chance.choice((0, 1, 2)) if sparse else 0,
+        }
+        if rows * columns * lanes > _MOST_MULTIPLIERS:
+            continue
+        try:
+            return base.replace(**changes), ("none", "scale", "all")[number % 3]
+        except ConfigError:
+            continue
+
+
+def measured(number: int) -> tuple[Point, list[dict[str, str]]]:
+    """Synthesise the core of a number, as ``nimble synth --no-route`` does; also return the tools that did it."""
+    from flows.synth import synthesize_core
+    from flows.terminal import ProgressBar
+
+    config, multipliers = drawn(number)
+    document = synthesize_core(
+        f"area-point-{number}",
+        config,
+        target=TARGET,
+        device=None,
+        speed=None,
+        seeds=1,
+        route=False,
+        dsp=multipliers,
+        goal_mhz=GOAL_MHZ,
+        time_limit=None,
+        bar=ProgressBar(None, "", None),
+    ).document()
+    places: dict[str, int] = {}
+    for block in document["blocks"]:
+        places[block["place"]] = places.get(block["place"], 0) + int(block["own"]["lut"]) * block["count"]
+    total = Area(**{kind: int(document["total"][kind]) for kind in ("lut", "dsp", "bram")})
+    point = Point(config, multipliers, {place: lut for place, lut in places.items() if lut}, total)
+    return point, document["tools"]
+
+
+def measure(
+    file: Path,
+    count: int,
+    run: Callable[[Callable[[int], Any], Sequence[int]], Any],
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[AreaPoints, int]:
+    """Synthesise cores until a file holds so many of them; each is written to it as soon as it is measured.
+
+    Parameters
+    ----------
+    file : a file of points, or one that does not exist yet. Points of other sources in it are dropped.
+    run : calls a function with each of some items, and yields the results as they come.
+    progress : is called with the number of points that the file holds.
+
+    Returns
+    -------
+    The points, and how many of other sources were dropped.
+
+    Raises
+    ------
+    ValueError
+        The file holds something else, or what other tools have measured.
+    OSError
+        The file cannot be read or written.
+    """
+    if count < 1:
+        raise ValueError(f"{count} cores were asked for; at least one is measured.")
+    digest = sources_digest()
+    points = _parse(file) if file.exists() else AreaPoints(digest, (), {})
+    dropped = 0
+    if points.sources != digest:
+        dropped = len(points.points)
+        points = AreaPoints(digest, (), {})
+    wanted = [number for number in range(count) if number not in points.points]
+    for point, number, tools in run(numbered, wanted):
+        if points.tools and [dict(tool) for tool in points.tools] != tools:
+            had, have = (", ".join(tool["version"] for tool in listed) for listed in (points.tools, tools))
+            raise ValueError(f"The cores in {file} were synthesised by {had}, but here is {have}; name another file.")
+        points = AreaPoints(digest, tuple(tools), {**points.points, number: point})
+        write_points(file, points)
+        progress(len(points.points))
+    return points, dropped
+
+
+def numbered(number: int) -> tuple[Point, int, list[dict[str, str]]]:
+    """Return what `measured` returns, with the number: results come in any order."""
+    point, tools = measured(number)
+    return point, number, tools
