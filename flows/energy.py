@@ -72,7 +72,8 @@ class MappedCore:
     blocks: tuple[Block, ...]
     #: Energies of a Liberty file's cells, by module.
     cells: Mapping[str, BlockCells]
-    #: Width of the memory in the instances at a place.
+    #: Memories that are mapped to RAM or left for a macro, and the width of those at a place. Others are flip-flops.
+    memories: tuple[str, ...]
     memory_widths: Mapping[str, int]
     #: Bit pairs of a lane's multiplier and of a scale unit's, and the number of lanes' multipliers.
     lane_bit_pairs: int
@@ -310,14 +311,18 @@ def map_core(config: CoreConfig, target: str, *, dsp: str, goal_mhz: float, dead
     yosys = find_yosys()
     statistics = map_blocks(design, chosen, multipliers, yosys, deadline, goal_mhz, expected.parts).statistics
     library = None if liberty is None else cell_library(liberty)
+    blocks = tuple(blocks_of(design, statistics, chosen))
+    in_ram = {block.place for block in blocks if block.own.bram or block.own.lut_ram or block.own.memory_bits}
+    memories = [memory for memory in expected.memories if _place(memory.path) in in_ram]
     return MappedCore(
         config,
         chosen,
         liberty,
         yosys,
-        tuple(blocks_of(design, statistics, chosen)),
+        blocks,
         {} if library is None else {name: library.block(cells) for name, cells in statistics.cells.items()},
-        {_place(memory.path): memory.width for memory in expected.memories},
+        tuple(memory.path for memory in memories),
+        {_place(memory.path): memory.width for memory in memories},
         expected.lane_widths[0] * expected.lane_widths[1],
         expected.scale_widths[0] * expected.scale_widths[1],
         expected.lane_multipliers,
@@ -432,15 +437,15 @@ def measure_energy(
         ):
             bar.describe(f"Counting changes: {pattern_name(pattern)}, {tokens} tokens")
             sized = replace(gemm, pattern=pattern, tokens=tokens, out_features=outputs)
-            runs.append(run_energy(mapped, measure(sized, activations), constants))
+            runs.append(run_energy(mapped, measure(sized, activations, mapped.memories), constants))
         found.append(PatternEnergy(pattern, *runs))
     return CoreEnergy(name, mapped, constants, memory, gemm, activations, tuple(found))
 
 
-def measure(gemm: LayerGemm, activations: str) -> Measured:
-    """Run a GEMM on the verilated core with its activity counted."""
+def measure(gemm: LayerGemm, activations: str, memories: Sequence[str]) -> Measured:
+    """Run a GEMM on the verilated core with its activity counted; of the memories, accesses in place of changes."""
     job = drawn_job(gemm, activations)
-    run, activity = measure_activity(job, [memory.path for memory in expectations(gemm.config).memories])
+    run, activity = measure_activity(job, memories)
     macs = int(job.weight.mask.sum()) * gemm.tokens
     dense = gemm.in_features * gemm.out_features * gemm.tokens
     timing = gemm_timing(gemm.config, job.stream.layout, gemm.tokens)
