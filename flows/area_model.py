@@ -3,8 +3,9 @@
 A core is a tree of blocks, and what a block takes follows from a few widths: the shifters of a feeder from its code
 window, a lane's multiplexer from the activations that it reaches. `BLOCKS` names the blocks and these terms. Their
 weights are fitted, for each block, to its LUTs in the measured cores, by least squares with weights that are not
-negative, and an error counts as a share of its core. Blocks are measured module by module; one factor for all makes
-up for what yosys saves when it maps the core as one.
+negative, and an error counts as a share of its core. Blocks are measured module by module; mapped as one, a core takes
+fewer LUTs where logic is shared across modules, and more on the slowest way, so there is a factor for each of a few
+parts of a core, `PARTS`, fitted to the cores mapped as one.
 
 Multiplier blocks and block RAMs follow from rules, which `HeldOut` counts the misses of.
 """
@@ -99,7 +100,7 @@ def scale_dsp(config: CoreConfig) -> int:
         return 1
     part = _DSP_BITS - 1
     whole, rest = divmod(config.partial_bits, part)
-    return whole + (rest >= 2)  # a single bit is multiplied by LUTs
+    return whole + (rest > 2)  # what is left of one or two bits is multiplied by LUTs
 
 
 def memory_area(words: int, width: int) -> tuple[int, int, int]:
@@ -132,6 +133,11 @@ def _memory_terms(config: CoreConfig) -> dict[str, list[float]]:
         terms[2] += memory.width if blocks else 0
         terms[3] += blocks
     return found
+
+
+def memory_luts(config: CoreConfig) -> int:
+    """LUTs of a core's distributed memories."""
+    return round(sum(terms[0] for terms in _memory_terms(config).values()))
 
 
 def _processing_element(config: CoreConfig, placing: Placing, memory: Mapping[str, Sequence[float]]) -> Any:
@@ -255,6 +261,10 @@ BLOCKS: dict[str, Terms] = {
 }
 
 
+#: Parts of a core with a factor of their own, and their blocks.
+PARTS = {"processing elements": ("column.pe",), "scale units": ("column.scale",), "the rest": ()}
+
+
 def _block_of(place: str) -> str:
     """The block of `BLOCKS` that a place of the tree belongs to."""
     while place not in BLOCKS:
@@ -288,18 +298,19 @@ class Point:
 
 @dataclass(frozen=True)
 class AreaModel:
-    """Weights of the terms of each block, and the factor from the sum of blocks to the core mapped as one."""
+    """Weights of the terms of each block, and the factors from blocks to the core mapped as one."""
 
     weights: Mapping[str, tuple[float, ...]]
-    flattening: float
+    #: Of each of `PARTS`.
+    flattening: tuple[float, ...]
 
     def area(self, config: CoreConfig, placing: Placing) -> Area:
         """Return what a core takes."""
         terms = _terms_of(config, placing)
         memories = _memory_terms(config)
-        lut = sum(float(np.dot(terms[block], weights)) for block, weights in self.weights.items())
+        parts = _parts({block: float(np.dot(terms[block], weights)) for block, weights in self.weights.items()})
         return Area(
-            lut=round(self.flattening * lut),
+            lut=round(float(np.dot(self.flattening, parts))),
             dsp=placing.scale * scale_dsp(config) + placing.lanes,
             bram=round(sum(terms[3] for terms in memories.values())),
         )
@@ -308,7 +319,7 @@ class AreaModel:
         """Return the JSON object of the fitted weights."""
         return {
             "weights": {block: [round(weight, 6) for weight in weights] for block, weights in self.weights.items()},
-            "flattening": round(self.flattening, 6),
+            "flattening": dict(zip(PARTS, (round(factor, 6) for factor in self.flattening), strict=True)),
         }
 
 
@@ -329,8 +340,15 @@ def fit(points: Sequence[Point]) -> AreaModel:
     for block in BLOCKS:
         design = np.array([found[block] for found in terms]) * share[:, None]
         weights[block] = tuple(nonnegative_fit(design, np.array([found[block] for found in blocks]) * share))
-    ratios = [point.total.lut / sum(found.values()) for point, found in zip(points, blocks, strict=True)]
-    return AreaModel(weights, math.exp(sum(map(math.log, ratios)) / len(ratios)))
+    totals = np.array([point.total.lut for point in points], dtype=float)
+    parts = np.array([_parts(found) for found in blocks]) / totals[:, None]
+    return AreaModel(weights, tuple(nonnegative_fit(parts, np.ones(len(points)))))
+
+
+def _parts(blocks: Mapping[str, float]) -> list[float]:
+    """LUTs of each of `PARTS`; the last one is all that is in no other."""
+    named = [sum(blocks[block] for block in part) for part in PARTS.values()]
+    return [*named[:-1], sum(blocks.values()) - sum(named[:-1])]
 
 
 def _terms_of(config: CoreConfig, placing: Placing) -> dict[str, NDArray[np.float64]]:

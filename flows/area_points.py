@@ -17,8 +17,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from accel.config import LANE_REGISTERS, ConfigError, CoreConfig
-from flows.area_model import Area, Point
+from accel.codes import CODES
+from accel.config import ANY_PATTERN, ConfigError, CoreConfig
+from flows.area_model import Area, Placing, Point, memory_luts
 from quant.atomic_file import write_text
 
 SCHEMA = "nimble.area-points"
@@ -32,8 +33,15 @@ TARGET = "ecp5"
 #: Clock that modules are mapped towards, as ``nimble synth`` does by default.
 GOAL_MHZ = 120.0
 
-#: Most multipliers of a measured core: more would take minutes to map.
-_MOST_MULTIPLIERS = 96
+#: Multiplier blocks of the cores in turn; those of the scale units are worth most, so that is what most cores have.
+CHOICES = ("scale", "all", "scale", "none")
+
+#: Patterns of a core for dense weights alone, and what other parameters must be for it.
+DENSE_ONLY = ("1:1",)
+WITHOUT_CODES: dict[str, Any] = {"codes": (), "decode_registers": 0}
+
+#: Most multipliers, and LUTs of distributed memories, of a measured core: more would take minutes to map.
+_MOST_MULTIPLIERS, _MOST_MEMORY_LUTS = 64, 6000
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,11 @@ def _parse(file: Path) -> AreaPoints:
 
 
 def _point(entry: Mapping[str, Any]) -> Point:
+    config = CoreConfig.from_dict(entry["parameters"])
+    Placing.of_choice(config, entry["multipliers"])  # refuses what is no choice
     return Point(
-        CoreConfig.from_dict(entry["parameters"]),
-        str(entry["multipliers"]),
+        config,
+        entry["multipliers"],
         {str(place): int(lut) for place, lut in entry["places"].items()},
         Area(**{kind: int(count) for kind, count in entry["total"].items()}),
     )
@@ -141,9 +151,16 @@ def sources_digest() -> str:
     """Digest of the sources that a core's Verilog and its cells depend on; comments and docstrings do not count."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    synthesis = [root / "verify" / "synthesis" / f"{name}.py" for name in ("mapping", "targets")]
-    for path in [*_imported(root, root / "accel" / "core" / "CoreRTL.py"), *synthesis]:
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + code_of(path.read_text("utf-8")).encode() + b"\0")
+    synthesis = root / "verify" / "synthesis"
+    modules = [
+        *_imported(root, root / "accel" / "core" / "CoreRTL.py"),
+        synthesis / "mapping.py",
+        synthesis / "targets.py",
+    ]
+    for path in [*modules, *sorted(synthesis.glob("*.v"))]:
+        text = path.read_text(encoding="utf-8")
+        code = code_of(text) if path.suffix == ".py" else text
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + code.encode() + b"\0")
     return digest.hexdigest()
 
 
@@ -183,23 +200,22 @@ def code_of(text: str) -> str:
 def drawn(number: int) -> tuple[CoreConfig, str]:
     """Return the core of a number, and its choice of multiplier blocks.
 
-    Sizes are those of small and medium cores, spread over what a core of a usual size is made of. Every parameter
-    of the design differs; one that is not drawn here is the edge core's.
+    Sizes are those of small and medium cores, spread over what a core of a usual size is made of. What is not drawn
+    here, such as registers, is as in one of the presets.
     """
-    from accel.config import load_preset
+    from accel.config import load_preset, preset_names
 
-    base = load_preset("edge")
     chance = random.Random(f"nimble area point {number}")
     while True:
+        base = load_preset(chance.choice(preset_names()))
         rows, columns = chance.choice((1, 2, 3, 4, 6, 8)), chance.choice((1, 2, 3, 4, 6, 8))
         lanes = chance.choice((1, 2, 3, 4, 4, 6, 8, 8))
         window = chance.choice((4, 8, 8, 12, 16, 16, 24, 32))
         group_max = chance.choice((32, 64, 128, 128, 256))
         k_max = chance.choice((256, 1024, 4096, 16384))
         words = -(-k_max // window)
-        patterns = chance.choice((base.patterns, base.patterns, ("1:1", "2:4"), ("1:1", "2:4", "4:8", "1:4"), ("1:1",)))
-        codes = chance.choice((base.codes, base.codes, ("rank", "bitmask"), ("bitmask",), ("index",)))
-        sparse = patterns != ("1:1",)
+        patterns = chance.choice((ANY_PATTERN, ANY_PATTERN, ("1:1", "2:4"), ("1:1", "2:4", "4:8", "1:4"), DENSE_ONLY))
+        codes = chance.choice((CODES, CODES, ("rank", "bitmask"), ("bitmask",), ("index",)))
         changes: dict[str, Any] = {
             "rows": rows,
             "columns": columns,
@@ -208,7 +224,7 @@ def drawn(number: int) -> tuple[CoreConfig, str]:
             "act_bits": chance.choice((4, 8, 8, 8, 8, 16)),
             "asymmetric": chance.choice((False, True)),
             "patterns": patterns,
-            "codes": codes if sparse else (),
+            **({"codes": codes} if patterns != DENSE_ONLY else WITHOUT_CODES),
             "scale_bits": chance.choice((4, 8, 8, 8, 16)),
             "group_max": group_max,
             "k_max": k_max,
@@ -219,16 +235,15 @@ def drawn(number: int) -> tuple[CoreConfig, str]:
             "act_words": 2 * -(-words * chance.choice((1, 2)) // 2),
             "act_ports": chance.randint(1, rows),
             "result_lanes": chance.randint(1, min(columns, 8)),
-            "lane_registers": tuple(name for name in LANE_REGISTERS if chance.random() < 0.5),
-            "read_registers": chance.choice((False, True)),
-            "decode_registers": chance.choice((0, 1, 2)) if sparse else 0,
         }
         if rows * columns * lanes > _MOST_MULTIPLIERS:
             continue
         try:
-            return base.replace(**changes), ("none", "scale", "all")[number % 3]
+            config = base.replace(**changes)
         except ConfigError:
             continue
+        if memory_luts(config) <= _MOST_MEMORY_LUTS:
+            return config, CHOICES[number % len(CHOICES)]
 
 
 def measured(number: int) -> tuple[Point, list[dict[str, str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,7 +202,12 @@ def _measure(ctx: typer.Context, count: int, file: Path | None, workers: Any) ->
             bar.advance(done - shown)
             shown = done
 
-        points, dropped = measure(chosen, count, workers.run, advance)
+        try:
+            points, dropped = measure(chosen, count, workers.run, advance)
+        except KeyboardInterrupt:
+            if shown:
+                print(f"{shown} cores are kept in {chosen}; the same command goes on with them.", file=sys.stderr)
+            raise
     # One more than a fit needs, as each turn leaves at least one out.
     errors = held_out(points.in_order) if len(points.points) > LEAST_POINTS else None
     document = {

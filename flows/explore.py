@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accel.config import ANY_PATTERN, ConfigError, CoreConfig
-from flows.area_model import Area, AreaModel, HeldOut, Placing
+from flows.area_model import Area, AreaModel, HeldOut, Placing, fit, held_out
+from flows.area_points import DENSE_ONLY, WITHOUT_CODES, read_points
 from flows.estimate import estimate_model, traces_of
 from flows.info import pattern_name
 from flows.model_trace import ModelTrace
@@ -93,7 +94,7 @@ class Grid:
         No core has more `act_ports` than rows, or more `result_lanes` than columns. One for listed patterns runs
         dense weights, too, as attention has them.
         """
-        listed = tuple(dict.fromkeys(("1:1", *(str(pattern) for pattern in patterns if not pattern.is_dense))))
+        listed = tuple(dict.fromkeys((*DENSE_ONLY, *(str(pattern) for pattern in patterns if not pattern.is_dense))))
         for values in product(*asdict(self).values()):
             named = dict(zip(asdict(self), values, strict=True))
             try:
@@ -111,8 +112,8 @@ def _core(base: CoreConfig, patterns: tuple[str, ...], *, act_rows: int, slice_b
         "act_ports": min(base.act_ports, rows),
         "result_lanes": min(base.result_lanes, columns),
     }
-    if patterns == ("1:1",):
-        changes |= {"codes": (), "decode_registers": 0}
+    if patterns == DENSE_ONLY:
+        changes |= WITHOUT_CODES
     if slice_bytes:
         return base.replace(**changes, slice_bytes=slice_bytes)
     for least in SLICE_BYTES[:-1]:
@@ -379,9 +380,6 @@ def explore(plan: Plan, points: Path, workers: Workers, file: Path | None = None
     OSError
         A file cannot be read or written.
     """
-    from flows.area_model import fit, held_out
-    from flows.area_points import read_points
-
     plan.check()
     workers.check()
     read = read_points(points)

@@ -65,19 +65,10 @@ def _front(explored: Exploration, pattern: str, front: list[Priced]) -> Any:
     objectives = explored.objectives
     beaten = len(explored.priced) - len(front)
     table = table_of(
-        f"{pattern}: {len(front)} cores of which none has both fewer LUTs and more {objectives[0]} tokens/s than "
-        f"another; the other {beaten:,} are beaten",
+        f"{pattern}: {len(front)} cores by LUTs and {objectives[0]} tokens/s; each of the other {beaten:,} has one of "
+        "them that is smaller and no slower, or faster and no larger",
         [],
-        [
-            "LUT",
-            "DSP",
-            "BRAM",
-            *(heading for heading, _ in _SHOWN),
-            "runs",
-            *(f"{name}/s" for name in objectives),
-            "Mcycles",
-        ],
-        padding=(0, 1, 0, 0),
+        ["LUT", "DSP", "BRAM", *(heading for heading, _ in _SHOWN), "runs", *objectives, "Mcycles"],
     )
     for core in front[:_MOST_ROWS]:
         speeds = core.speeds[pattern]
@@ -86,13 +77,17 @@ def _front(explored: Exploration, pattern: str, front: list[Priced]) -> Any:
             str(core.area.dsp),
             str(core.area.bram),
             *(str(getattr(core.config, name)) for _, name in _SHOWN),
-            "any" if core.config.patterns == ANY_PATTERN else "listed",
-            *(f"{speeds[name]['tokens_per_second']:.3f}" for name in objectives),
-            f"{speeds[objectives[0]]['cycles'] / 1e6:,.1f}",
+            "any" if core.config.patterns == ANY_PATTERN else "list",
+            *(_figure(speeds[name]["tokens_per_second"]) for name in objectives),
+            _figure(speeds[objectives[0]]["cycles"] / 1e6),
         )
     if len(front) > _MOST_ROWS:
         table.caption = f"and {len(front) - _MOST_ROWS} larger ones: see -o, --json or --html"
     return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def measured_view(points: AreaPoints, errors: HeldOut | None, dropped: int, file: str) -> list[RenderableType]:

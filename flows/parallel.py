@@ -69,23 +69,52 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches all processes of a terminal; the first one ends the others.
+class _Worker:
+    """State of a worker process: it ends what it does when it is told to, and starts nothing any more."""
+
+    working = False
+    stopped = False
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches all processes of a terminal; the first one then tells the others, each once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop_worker)
+
+
+def _stop_worker(number: int, frame: object) -> None:
+    _Worker.stopped = True
+    if _Worker.working:
+        raise KeyboardInterrupt  # so that what a function has started ends as on Ctrl-C
+
+
+def _work(function: Callable[[Item], Result], item: Item) -> Result:
+    _Worker.working = True
+    try:
+        if _Worker.stopped:
+            raise KeyboardInterrupt
+        return function(item)
+    finally:
+        _Worker.working = False
 
 
 def _by_processes(jobs: int, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     # Spawned, not forked: the progress bar has a thread.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
     try:
-        left = {pool.submit(function, item) for item in items}
+        left = {pool.submit(_work, function, item) for item in items}
         while left:
             done, left = wait(left, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True)
 
 
 def _ray() -> Any:
