@@ -4,7 +4,8 @@ For each block of the core, with the cells that yosys mapped it to and the toggl
 
 * clock: flip-flops × cycles × energy of a clock cycle;
 * registers: counted changes of its register bits × energy of a net's change;
-* logic: LUTs (those of memories not among them) × mean changes of the nets that its logic drives × the same;
+* logic: LUTs (those of memories not among them) × mean changes of the nets that its logic drives × the same (a test
+  holds these changes against those in the mapped netlist, simulated gate by gate);
 * multipliers: multiplier blocks × cycles × bit pairs × energy of a bit pair × mean changes of its nets over those of
   random data, which change every other cycle;
 * memories: words read and written × their width × energy of a bit.
@@ -363,7 +364,7 @@ def _block_energy(
     mapped: MappedCore, block: Block, counts: BlockActivity, activity: Activity, constants: Constants
 ) -> dict[str, float]:
     cycles, own = activity.cycles, block.own
-    changes = _changes_of_logic(activity, block)
+    changes = changes_of_logic(activity, block)
     memories = (counts.reads + counts.writes) * _bit_pj(mapped, block, constants)
     if mapped.liberty is not None:
         cells, factor = mapped.cells[block.module], constants.library_factor * block.count
@@ -387,7 +388,7 @@ def _block_energy(
     }
 
 
-def _changes_of_logic(activity: Activity, block: Block) -> float:
+def changes_of_logic(activity: Activity, block: Block) -> float:
     """Return the mean changes of a net that a block's logic drives, or of its registers, or of what is above it."""
     place, module = block.place, block.module
     while True:

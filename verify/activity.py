@@ -11,7 +11,7 @@ import ctypes
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -113,18 +113,27 @@ def measure_activity(job: GemmJob, memories: Collection[str] = ()) -> tuple[Leve
         return run, read_activity(file, core_design(job.config), memories)
 
 
-def run_counted(job: GemmJob, file: Path) -> LevelRun:
-    """Run a GEMM on the verilated core and write its nets' toggles to a SAIF file, and another of its first sample."""
-    core = _counting_core(job.config)
+def run_counted(job: GemmJob, file: Path, core: ctypes.CDLL | None = None) -> LevelRun:
+    """Run a GEMM on the verilated core and write its nets' toggles to a SAIF file, and another of its first sample.
+
+    Parameters
+    ----------
+    core : another model, from `build_counting_core`, such as that of a netlist.
+    """
+    core = core or _counting_core(job.config)
     core.nimble_activity_file(os.fsencode(file))
     return run_verilated(job.config, job.commands, job.stream.payload, job.acts, job.result_words, core=core)
 
 
 @lru_cache(maxsize=16)
 def _counting_core(config: CoreConfig) -> ctypes.CDLL:
-    top = module_name("CoreRTL", config)
+    return build_counting_core(config, core_verilog(config), module_name("CoreRTL", config))
+
+
+def build_counting_core(config: CoreConfig, verilog: str, top: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """Compile SystemVerilog with a core's ports, with counters; it is kept in the build cache."""
     testbench = _COUNTED_TOP.read_text("utf-8") + testbench_source(config)
-    core = open_library(build_library(core_verilog(config), top, testbench, verilator_flags=_FLAGS))
+    core = open_library(build_library(verilog, top, testbench, verilator_flags=(*_FLAGS, *flags)))
     core.nimble_activity_file.argtypes = [ctypes.c_char_p]
     core.nimble_activity_file.restype = None
     return core
