@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from accel.codes import code_bits
-from accel.config import ConfigError, CoreConfig, signed_bits
+from accel.config import ConfigError, CoreConfig, count_bits, signed_bits
+from accel.core.CoreMsg import code_shift_bits, position_bits
+from accel.schedule import Step, schedule
 from accel.stream import CODE_IDS, StreamLayout
+from quant import NMPattern
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,25 @@ class Command:
     code_mask: int
     asymmetric: int
     slots: int
+    steps: int
+    last_lanes: int
+    last_advance: int
+    round_steps: int
+    round_lanes: int
+    round_nonzeros: int
+    round_advance: int
+    round_code: int
+    first_advance: int
+    first_code: int
+    step_advance: int
+    step_code: int
+    block_code: int
+    turn: int
+    back: int
+    overs: int
+    places: int
+    offsets: int
+    shifts: int
     code_bytes: int
     value_bytes: int
     code_words: int
@@ -73,6 +96,7 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
     wide = wide_results(config, layout, wide)
     field = code_bits(layout.code, layout.pattern)
     row_words = config.k_words(layout.k_padded)
+    walk = _walk(config, layout.pattern, layout.group, layout.code)
     commands = []
     for block in token_blocks(config, layout, tokens):
         subtiles = -(-block // config.rows)
@@ -85,6 +109,7 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
                 code_mask=(1 << field) - 1,
                 asymmetric=int(layout.asymmetric),
                 slots=layout.slots,
+                **walk,
                 code_bytes=layout.code_bytes,
                 value_bytes=layout.value_bytes,
                 code_words=-(-layout.code_bytes // config.slice_bytes),
@@ -99,6 +124,53 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
             )
         )
     return commands
+
+
+@lru_cache(maxsize=4096)
+def _walk(config: CoreConfig, pattern: NMPattern, group: int, code: str) -> dict[str, int]:
+    """The fields of a command that say how its lanes walk through a group."""
+    lanes, n, m = config.lanes, pattern.n, pattern.m
+    position, shift = position_bits(config), code_shift_bits(config)
+    bits = code_bits(code, pattern)
+    steps = schedule(pattern, group, lanes, config.window)
+    last = steps[-1]
+    round_last = next((i for i, step in enumerate(steps) if (step.first + step.count) % n == 0), len(steps) - 1)
+
+    def advance(step: Step) -> tuple[int, int]:
+        blocks = (step.first + step.count) // n - step.first // n
+        return blocks * m, bits * (step.count if code == "index" else blocks)
+
+    def packed(values: Sequence[int], width: int) -> int:
+        return sum(value % (1 << width) << width * lane for lane, value in enumerate(values))
+
+    blocks = [lane // n for lane in range(lanes)]
+    offsets = [block * m - low for block, (low, _) in zip(blocks, config.lane_reach, strict=True)]
+    shifts = [bits * (lane if code == "index" else block) for lane, block in enumerate(blocks)]
+    end = steps[round_last]
+    first = advance(steps[0])
+    last_of_round = advance(end)
+    repeated = round_last > 0  # else no step is within a round
+    return {
+        "steps": len(steps),
+        "last_lanes": (1 << last.count) - 1,
+        "last_advance": advance(last)[0],
+        "round_steps": round_last + 1,
+        "round_lanes": (1 << end.count) - 1,
+        "round_nonzeros": end.count,
+        "round_advance": last_of_round[0],
+        "round_code": last_of_round[1],
+        "first_advance": first[0],
+        "first_code": first[1],
+        "step_advance": lanes // n * m if repeated else 0,
+        "step_code": bits * (lanes if code == "index" else lanes // n) if repeated else 0,
+        "block_code": 0 if code == "index" else bits,
+        "turn": lanes % n,
+        "back": n - lanes % n,
+        "overs": packed([lane % n + lanes % n - n for lane in range(lanes)], count_bits(config.window) + 1),
+        "places": packed([lane % n for lane in range(lanes)], position),
+        "offsets": packed(offsets, position),
+        "shifts": packed(shifts, shift),
+    }
 
 
 def ideal_cycles(config: CoreConfig, layout: StreamLayout, commands: list[Command]) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accel.codes import CODES, code_bits, codes_for
-from accel.schedule import blocks_in_step
+from accel.schedule import blocks_in_step, lane_reach
 from quant import NMPattern
 
 if sys.version_info >= (3, 11):
@@ -29,6 +29,9 @@ ACT_BITS = (4, 8, 16)
 SLICE_BYTES = (1, 2, 4, 8)
 RESULT_BITS = 64  # of one lane of a result word; a GEMM may ask for the packed 32-bit form instead
 RANK_M_MAX = 8  # largest block that the enumerative code is generated for
+ANY_PATTERN = ("any",)
+#: Where the way of the data may have registers, in its order.
+REGISTERS = ("read", "multiplexer", "multiplier", "adders", "scale")
 
 
 class ConfigError(ValueError):
@@ -43,14 +46,23 @@ def signed_bits(low: int, high: int) -> int:
     return bits
 
 
+#: Parameters that are lists of names.
+_LISTS = ("patterns", "codes", "registers")
+
+
 def count_bits(largest: int) -> int:
     """Smallest unsigned width that holds 0..``largest`` (at least one bit)."""
     return max(1, largest.bit_length())
 
 
+def two_in(nbits: int) -> int:
+    """2 as a number of so many bits, for a count that is compared with it: 0, which no running count is, in one bit."""
+    return 2 % (1 << nbits)
+
+
 @dataclass(frozen=True)
 class CoreConfig:
-    """Parameters of one tensor core. Pattern and group size are not among them: they are run-time inputs.
+    """Parameters of one tensor core. Pattern and group size are run-time inputs; `patterns` says which may come.
 
     Raises
     ------
@@ -66,11 +78,14 @@ class CoreConfig:
     lanes: int
     #: Activations that a PE sees in one step; also the largest block m of a pattern (1..32).
     window: int
+    #: Patterns n:m that the core runs, such as "2:4", each once, or "any" alone for all with m ≤ `window`. Lanes
+    #: have no multiplexer inputs, and decoders no tables, beyond what these need. Dense weights are "1:1".
+    patterns: tuple[str, ...]
     #: Bits of a signed activation: 4, 8 or 16.
     act_bits: int
     #: Whether the column feeders subtract per-group zero points; without it only symmetric weights run.
     asymmetric: bool
-    #: Block codes whose decoders are generated, out of "rank", "index" and "bitmask".
+    #: Block codes whose decoders are generated, out of "rank", "index" and "bitmask"; none for dense weights only.
     codes: tuple[str, ...]
     #: Bits of the signed integer group scale (2..16; in the stream a scale takes one byte, or two from 9 bits on).
     scale_bits: int
@@ -92,14 +107,22 @@ class CoreConfig:
     act_ports: int
     #: Results in one result word (1..15, at most `columns`).
     result_lanes: int
+    #: Registers on the way of the data, each a cycle of latency: after "read" (of weights and activations), a lane's
+    #: "multiplexer" and "multiplier", the PE's "adders", and within the "scale" unit.
+    registers: tuple[str, ...]
+    #: Registers in the decoding of block codes (0..8), each a cycle of latency: the first after a lane's code field
+    #: is cut out, others spread over the positions that the rank decoder goes through.
+    decode_registers: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.codes, (list, tuple)):
-            raise ConfigError(f"codes must be a list of names, but {self.codes!r} was given.")
-        object.__setattr__(self, "codes", tuple(self.codes))
+        for name in _LISTS:
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)):
+                raise ConfigError(f"{name} must be a list of names, but {value!r} was given.")
+            object.__setattr__(self, name, tuple(value))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name == "codes":
+            if field.name in _LISTS:
                 continue
             if field.name == "asymmetric":
                 if not isinstance(value, bool):
@@ -121,15 +144,22 @@ class CoreConfig:
         self._require_range("act_words", 2, 1 << 16)
         self._require_range("act_ports", 1, self.rows)
         self._require_range("result_lanes", 1, min(15, self.columns))
-        unknown = [code for code in self.codes if code not in CODES]
-        if unknown or len(set(self.codes)) != len(self.codes) or not self.codes:
+        self._require_range("decode_registers", 0, 8)
+        self._require_names("registers", REGISTERS)
+        self._require_patterns()
+        self._require_names("codes", CODES)
+        if not self.codes and self.m_max > 1:
             raise ConfigError(
                 f"codes must name each of some of {', '.join(CODES)} once, but {list(self.codes)} was given."
             )
-        if self.window > RANK_M_MAX and self.codes == ("rank",):
+        if self.m_max > RANK_M_MAX and self.codes == ("rank",):
             raise ConfigError(
-                f"codes = ['rank'] covers blocks of at most {RANK_M_MAX}, but window = {self.window} admits "
-                f"larger ones; add 'index' or 'bitmask'."
+                f"codes = ['rank'] covers blocks of at most {RANK_M_MAX}, but patterns reach m = {self.m_max}; "
+                f"add 'index' or 'bitmask'."
+            )
+        if self.decode_registers and not self.codes:
+            raise ConfigError(
+                f"decode_registers must be 0 where there are no codes to decode, but {self.decode_registers} was given."
             )
         if self.lanes > self.window:
             raise ConfigError(
@@ -165,12 +195,41 @@ class CoreConfig:
         if value not in allowed:
             raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, but {value} was given.")
 
+    def _require_names(self, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if any(item not in allowed for item in value) or len(set(value)) != len(value):
+            raise ConfigError(
+                f"{name} must name each of some of {', '.join(allowed)} once, but {list(value)} was given."
+            )
+
+    def _require_patterns(self) -> None:
+        if self.patterns == ANY_PATTERN:
+            return
+        try:
+            found = [NMPattern.parse(text) for text in self.patterns]
+        except (TypeError, ValueError):
+            found = []
+        written = [str(pattern) for pattern in found]
+        if not found or written != list(self.patterns) or len(set(written)) != len(written):
+            raise ConfigError(
+                f"patterns must be ['any'], or name patterns n:m such as '2:4', each once, but "
+                f"{list(self.patterns)} was given."
+            )
+        for pattern in found:
+            if pattern.is_dense and pattern.m > 1:
+                raise ConfigError(f"patterns has {pattern}; dense weights of any block run as 1:1, so name that.")
+            if pattern.m > self.window:
+                raise ConfigError(
+                    f"patterns has {pattern}, but window = {self.window} holds no block of {pattern.m}. Raise window "
+                    f"or leave {pattern} out."
+                )
+
     # -- value ranges and the widths that follow ---------------------------------------------------
 
     @property
     def m_max(self) -> int:
-        """Largest block of a pattern: it has to fit the window."""
-        return self.window
+        """Largest block of a pattern."""
+        return max(pattern.m for pattern in self.all_patterns)
 
     @property
     def act_range(self) -> tuple[int, int]:
@@ -282,9 +341,22 @@ class CoreConfig:
         """Windows that one row of ``k`` activations takes."""
         return -(-k // self.window)
 
-    def patterns(self) -> list[NMPattern]:
-        """Every pattern n:m that this core runs (n ≤ m ≤ window)."""
-        return [NMPattern(n, m) for m in range(1, self.m_max + 1) for n in range(1, m + 1)]
+    @cached_property
+    def all_patterns(self) -> tuple[NMPattern, ...]:
+        """Every pattern n:m that this core runs; with "any" patterns also each dense n:n, which runs as 1:1."""
+        if self.patterns == ANY_PATTERN:
+            return tuple(NMPattern(n, m) for m in range(1, self.window + 1) for n in range(1, m + 1))
+        return tuple(NMPattern.parse(text) for text in self.patterns)
+
+    @cached_property
+    def lane_reach(self) -> tuple[tuple[int, int], ...]:
+        """Lowest and highest window position that each lane takes a weight from, over all patterns and steps."""
+        reach = [lane_reach(pattern, self.group_max, self.lanes, self.window) for pattern in self.all_patterns]
+        ranges = [[pattern[lane] for pattern in reach if lane < len(pattern)] for lane in range(self.lanes)]
+        # A lane that no pattern uses stays at position 0.
+        return tuple(
+            (min((low for low, _ in lane), default=0), max((high for _, high in lane), default=0)) for lane in ranges
+        )
 
     def codes_of(self, pattern: NMPattern) -> tuple[str, ...]:
         """Block codes that this core decodes for ``pattern``; fewest stream bits first, "none" for dense."""
@@ -299,7 +371,7 @@ class CoreConfig:
     def _code_needs(self) -> tuple[int, int, int]:
         """Over all patterns and codes: bits read in a step, bytes in a tile, bits of one code field."""
         window_bits, tile_bytes, field_bits = 1, 1, 1
-        for pattern in self.patterns():
+        for pattern in self.all_patterns:
             blocks = blocks_in_step(pattern, self.lanes, self.window)
             for code in self.codes_of(pattern):
                 bits = code_bits(code, pattern)
@@ -352,11 +424,37 @@ class CoreConfig:
         """Most output tiles of one GEMM."""
         return (1 << 16) - 1
 
+    # -- latency ---------------------------------------------------------------------------------------
+
+    def has_register(self, place: str) -> int:
+        """1 if there is a register in that place of `REGISTERS`, else 0."""
+        return int(place in self.registers)
+
+    @property
+    def lane_registers(self) -> int:
+        """Registers between a PE's window and its accumulator."""
+        return sum(map(self.has_register, ("multiplexer", "multiplier", "adders")))
+
+    @property
+    def window_registers(self) -> int:
+        """Cycles that the reads of activations wait for the weights of the same step to be decoded."""
+        return self.decode_registers
+
+    @property
+    def sum_registers(self) -> int:
+        """Cycles that configured registers add between a step and its sum."""
+        return self.has_register("read") + self.decode_registers + self.lane_registers
+
+    @property
+    def result_registers(self) -> int:
+        """Cycles that configured registers add between a step and its results."""
+        return self.sum_registers + self.has_register("scale")
+
     # -- names ---------------------------------------------------------------------------------------
 
     def as_dict(self) -> dict[str, Any]:
         """The parameters, in order, as JSON-ready values."""
-        return {**dataclasses.asdict(self), "codes": list(self.codes)}
+        return {name: list(value) if name in _LISTS else value for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CoreConfig:

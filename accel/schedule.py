@@ -84,6 +84,24 @@ def lane_use(pattern: NMPattern, lanes: int, window: int) -> float:
     return taken / (lanes * steps)
 
 
+def lane_reach(pattern: NMPattern, group_max: int, lanes: int, window: int) -> list[tuple[int, int]]:
+    """Lowest and highest window position of each lane that works, over all steps of a group of up to ``group_max``.
+
+    The ``place``-th kept weight of a block lies at positions ``place`` to m − n + ``place``.
+    """
+    _require_fit(pattern, window)
+    reach: list[tuple[int, int]] = []
+    group = group_max // pattern.m * pattern.m
+    for step in schedule(pattern, group, lanes, window):
+        for lane, offset in enumerate(step.offsets):
+            low = offset + (step.first + lane) % pattern.n
+            high = low + pattern.m - pattern.n
+            if lane == len(reach):
+                reach.append((low, high))
+            reach[lane] = min(reach[lane][0], low), max(reach[lane][1], high)
+    return reach
+
+
 def blocks_in_step(pattern: NMPattern, lanes: int, window: int) -> int:
     """Most blocks that one step touches, over all positions in a block at which it may start."""
     _require_fit(pattern, window)

@@ -178,6 +178,10 @@ def layout_for(
             f"Pattern {pattern} has blocks of {pattern.m} weights, but this core's window holds {config.window}; "
             f"patterns with m up to {config.m_max} are allowed."
         )
+    if pattern not in config.all_patterns:
+        raise ConfigError(
+            f"Pattern {given} is none of those that this core is generated for: {', '.join(config.patterns)}."
+        )
     if asymmetric and not config.asymmetric:
         raise ConfigError(
             "The weights have zero points, but this core is generated without them (asymmetric = false); "

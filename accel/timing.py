@@ -7,15 +7,15 @@ one in which the core accepts the first command. The rules of the core, in cycle
 * A unit whose command was accepted in cycle a works from a + 2 on, and takes its next one two cycles after
   its last item. A command is accepted when all four units have room for it in their queues of two.
 * Activations: one word a cycle, or when they arrive; after the last one the block is usable 2 cycles later.
-  A block gives its room in the buffer back 4 cycles after its last step was issued.
+  A block gives its room in the buffer back 4 + `CoreConfig.window_registers` cycles after its last step was issued.
 * Weights: one beat a cycle, and a beat that needs a new word waits for it; a tile starts when its predecessor
   has ended and the buffer has room, which a tile gives back C + 2 cycles after its last step was issued (it has
   passed all columns by then); a tile is usable 2 cycles after its last beat.
 * Steps: one a cycle. The last step of a group waits until the chain is free: as many cycles after the last
   step of the group before it as that one had partials on a chain.
-* An output tile's results are readable after its last step + partials + C + 6; the writer reads one word a
-  cycle, and gives the accumulators back with its last read: the tile after the next may start one cycle
-  later. A word leaves 2 cycles after its read.
+* An output tile's results are readable after its last step + partials + C + 6 + `CoreConfig.result_registers`; the
+  writer reads one word a cycle, and gives the accumulators back with its last read: the tile after the next may
+  start one cycle later. A word leaves 2 cycles after its read.
 
 `gemm_timings` walks many GEMMs side by side, one tile of each at a time: every state below is an array with
 one entry a GEMM, and NumPy's cost of a call is shared by all of them. The rules only add and take maxima, so once
@@ -363,7 +363,7 @@ class _Walk:
         t.sequencer[i, 2] = t.last_step[i] + 1
         t.writer[i, 2] = t.read[i] + 1
         t.freed_before[i] = t.freed[i]
-        t.freed[i] = t.last_step[i] + 4
+        t.freed[i] = t.last_step[i] + 4 + self.config.window_registers
         t.block[i] += 1
         t.out_tile[i] = 0
         ended = i[t.block[i] == g.blocks[i]]
@@ -450,7 +450,7 @@ class _Walk:
     def _end_out_tiles(self) -> None:
         """Write the output tile of every GEMM, and leave out those that repeat it."""
         g, t, config = self.g, self.t, self.config
-        readable = t.last_step + t.length + config.columns + 6
+        readable = t.last_step + config.result_registers + t.length + config.columns + 6
         words = t.tokens * config.column_groups
         first = np.maximum(np.maximum(readable, t.read + 1), t.write_from)
         t.read_before = t.read

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from accel.codes import CODES
-from accel.config import ConfigError, CoreConfig
+from accel.config import REGISTERS, ConfigError, CoreConfig
 from accel.image import act_port_bytes
 from accel.memory import Memory
 from accel.stream import layout_for
@@ -23,6 +23,7 @@ SMALLEST = CoreConfig(
     columns=1,
     lanes=1,
     window=1,
+    patterns=("any",),
     act_bits=4,
     asymmetric=False,
     codes=("rank",),
@@ -36,6 +37,8 @@ SMALLEST = CoreConfig(
     act_words=2,
     act_ports=1,
     result_lanes=1,
+    registers=(),
+    decode_registers=0,
 )
 
 
@@ -48,9 +51,11 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
     column_count = draw(st.integers(1, columns))
     group_max = window_size * draw(st.integers(1, 4)) + draw(st.integers(0, 3))
     k_max = group_max * draw(st.integers(1, 4)) + draw(st.integers(0, 5))
+    patterns = draw(st.just(("any",)) | some_patterns(window_size))
+    largest = window_size if patterns == ("any",) else max(NMPattern.parse(pattern).m for pattern in patterns)
     codes = draw(
-        st.lists(st.sampled_from(CODES), min_size=1, max_size=3, unique=True).filter(
-            lambda chosen: window_size <= 8 or chosen != ["rank"]
+        st.lists(st.sampled_from(CODES), min_size=int(largest > 1), max_size=3, unique=True).filter(
+            lambda chosen: largest <= 8 or chosen != ["rank"]
         )
     )
     values: dict[str, Any] = {
@@ -58,6 +63,7 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
         "columns": column_count,
         "lanes": lane_count,
         "window": window_size,
+        "patterns": patterns,
         "act_bits": draw(st.sampled_from((4, 8, 16))),
         "asymmetric": draw(st.booleans()),
         "codes": tuple(codes),
@@ -71,9 +77,17 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
         "act_words": 2 * (-(-k_max // window_size) // 2 + 1) + 2 * draw(st.just(0) | st.integers(1, 8)),
         "act_ports": draw(st.integers(1, row_count)),
         "result_lanes": draw(st.integers(1, column_count)),
+        "registers": tuple(name for name in REGISTERS if draw(st.booleans())),
+        "decode_registers": draw(st.just(0) | st.integers(0, 8)) if codes else 0,
     }
     widths = _slice_widths(tuple(values.items()))
     return CoreConfig(**values, slice_bytes=draw(st.sampled_from(widths)))
+
+
+def some_patterns(window: int) -> st.SearchStrategy[tuple[str, ...]]:
+    """A few patterns that fit a window, dense among them or not."""
+    sparse = [f"{n}:{m}" for m in range(2, window + 1) for n in range(1, m)]
+    return st.lists(st.sampled_from(["1:1", *sparse]), min_size=1, max_size=4, unique=True).map(tuple)
 
 
 @lru_cache(maxsize=4096)
@@ -91,7 +105,7 @@ def _slice_widths(items: tuple[tuple[str, Any], ...]) -> tuple[int, ...]:
 
 def patterns(config: CoreConfig) -> st.SearchStrategy[NMPattern]:
     """Patterns that a core runs, dense first; those that it has no code for are left out."""
-    return st.sampled_from([pattern for pattern in config.patterns() if config.codes_of(pattern)])
+    return st.sampled_from([pattern for pattern in config.all_patterns if config.codes_of(pattern)])
 
 
 def stall_patterns(longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:

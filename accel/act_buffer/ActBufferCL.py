@@ -101,6 +101,9 @@ class ActBufferCL(Component):
     """Gives the windows of a group's steps on a token subtile, and the block's room back after its last."""
 
     def construct(s, config: CoreConfig):
+        # Constants
+        s.registers = config.window_registers
+
         # Links
         s.block = DelayPipe()  # in: token blocks, from the loader
         s.steps = DelayPipe()  # in: GroupSteps
@@ -134,6 +137,7 @@ class ActBufferCL(Component):
             acts, words = s.present
             s.windows.post(s.now + 1, (steps, acts[steps.group, :, steps.row : steps.row + steps.rows]))
             if steps.block_last:
-                # The address of the last window is out three cycles after its step; room is there a cycle later.
-                s.freed.post(s.now + 3, words)
+                # The address of the last window is out three cycles after its step, and as many more as weights
+                # take to be decoded; room is there a cycle later.
+                s.freed.post(s.now + 3 + s.registers, words)
                 s.present = None

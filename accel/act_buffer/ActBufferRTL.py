@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
-from accel.config import CoreConfig, count_bits
+from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg, subtile_bits
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 from accel.ram.RamRTL import PairAddressRTL, RamRTL
@@ -28,7 +28,9 @@ class ActLoaderRTL(Component):
         row_beats = -(-rows // ports)
         beat_bits = count_bits(row_beats - 1)
         count, addr_bits = count_bits(words), count_bits(words - 1)
+        margin_bits = count + 1
         subtile_nbits = subtile_bits(config)
+        two_words, two_subtiles = two_in(count), two_in(subtile_nbits)
         row_bits = count_bits(rows)
         sum_bits = row_bits + count_bits(ports)
 
@@ -48,14 +50,17 @@ class ActLoaderRTL(Component):
         s.started = Wire()  # the block has its room
         s.cmd = Wire(Command)
         s.free = Wire(count)
+        s.margin = Wire(margin_bits)  # what is free beyond the block; negative while there is no room for it
+        s.freed = Wire(count)
         s.subtile = Wire(subtile_nbits)  # left, this one included
         s.base = Wire(addr_bits)  # of the subtile in the ring
         s.word = Wire(count)
+        s.words_left = Wire(count)  # of the row, this one included
         s.row_beat = Wire(beat_bits)
         s.row_end = Wire(sum_bits)  # rows loaded with this beat
         s.room = Wire()
         s.take = Wire()
-        s.last_word = Wire()
+        s.last_word = Wire()  # a register, as is last_subtile
         s.last_beat = Wire()
         s.last_subtile = Wire()
         s.rows_here = Wire(sum_bits)
@@ -70,15 +75,13 @@ class ActLoaderRTL(Component):
 
         @update
         def up_control():
-            s.room @= s.started | (s.free >= s.cmd.block_words)
+            s.room @= s.started | ~s.margin[margin_bits - 1]
             s.command.rdy @= ~s.busy
             s.acts.rdy @= s.busy & s.room
             s.take @= s.busy & s.room & s.acts.val
-            s.last_subtile @= s.subtile == 1
             s.rows_here @= rows
             if s.last_subtile:
                 s.rows_here @= zext(s.cmd.last_rows, sum_bits)
-            s.last_word @= s.word == s.cmd.row_words - 1
             s.last_beat @= s.row_end >= s.rows_here
 
         @update_ff
@@ -95,11 +98,18 @@ class ActLoaderRTL(Component):
                     s.busy <<= 1
                     s.cmd <<= s.command.msg
                     s.subtile <<= s.command.msg.subtiles
+                    s.last_subtile <<= s.command.msg.subtiles == 1
+                    s.words_left <<= s.command.msg.row_words
+                    s.last_word <<= s.command.msg.row_words == 1
             elif s.take:
                 s.started <<= 1
                 s.word <<= s.word + 1
+                s.words_left <<= s.words_left - 1
+                s.last_word <<= s.words_left == two_words
                 if s.last_word:
                     s.word <<= 0
+                    s.words_left <<= s.cmd.row_words
+                    s.last_word <<= s.cmd.row_words == 1
                     s.row_beat <<= s.row_beat + 1
                     s.row_end <<= s.row_end + ports
                     if s.last_beat:
@@ -107,6 +117,7 @@ class ActLoaderRTL(Component):
                         s.row_end <<= ports
                         s.base <<= s.next_base.out
                         s.subtile <<= s.subtile - 1
+                        s.last_subtile <<= s.subtile == two_subtiles
                         if s.last_subtile:
                             s.busy <<= 0
 
@@ -120,6 +131,23 @@ class ActLoaderRTL(Component):
                 s.free <<= s.free - s.cmd.block_words
             elif s.block_freed:
                 s.free <<= s.free + s.freed_words
+
+        @update
+        def up_freed():
+            s.freed @= 0
+            if s.block_freed:
+                s.freed @= s.freed_words
+
+        @update_ff
+        def ff_margin():
+            if ~s.busy:
+                s.margin <<= (
+                    zext(s.free, margin_bits)
+                    + zext(s.freed, margin_bits)
+                    - zext(s.command.msg.block_words, margin_bits)
+                )
+            else:
+                s.margin <<= s.margin + zext(s.freed, margin_bits)
 
         @update_ff
         def ff_write():

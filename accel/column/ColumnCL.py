@@ -17,6 +17,9 @@ class ColumnCL(Component):
     """
 
     def construct(s, config: CoreConfig):
+        # Constants
+        s.registers = config.result_registers
+
         # Links
         s.tile = DelayPipe()  # in: TileColumn
         s.windows = DelayPipe()  # in: GroupSteps, and their activations int64 [K of a group, rows]
@@ -64,7 +67,7 @@ class ColumnCL(Component):
             s.present = None
         if steps.out_tile_last:
             # Decode, place and multiply; a partial of each chain a cycle; scale and accumulate: length + 4 cycles.
-            s.results.post(s.now + steps.length + 5, s.sums[:end].copy())
+            s.results.post(s.now + s.registers + steps.length + 5, s.sums[:end].copy())
 
     def line_trace(s):
         return "*" if s.worked else "."

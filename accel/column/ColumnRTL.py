@@ -6,12 +6,13 @@ are alike and each is one cycle behind its left neighbour.
 
 from __future__ import annotations
 
-from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff, zext
+from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
 from accel.accumulator.AccumulatorRTL import AccumulatorRTL
 from accel.column_feeder.ColumnFeederRTL import ColumnFeederRTL
 from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import mk_drain_msg, mk_read_msg, mk_step_msg
+from accel.delay.DelayRTL import DelayRTL, HoldRTL
 from accel.pe.PERTL import PERTL
 from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
 from accel.weight_buffer.WeightBufferRTL import WeightBufferRTL
@@ -68,6 +69,11 @@ class ColumnRTL(Component):
         s.buffer = BufferType(config)
         s.feeder = FeederType(config)
         s.pe = [PEType(config) for _ in range(rows)]
+        # What a PE needs later than the index waits here, once for all rows.
+        s.at_product = HoldRTL(config.weight_bits, config.lanes, config.has_register("multiplexer"))
+        s.at_sum = DelayRTL(mk_bits(1), config.lane_registers)
+        s.scale_at_sum = HoldRTL(config.scale_bits, 1, config.lane_registers)
+        s.at_scaled = DelayRTL(Drain, config.has_register("scale"))
         s.scale = [ScaleType(config) for _ in range(chains)]
         s.acc = [AccumulatorRTL(config) for _ in range(chains)]
 
@@ -93,27 +99,34 @@ class ColumnRTL(Component):
         s.feeder.step_val //= s.step_val_feed
         s.feeder.step //= s.step_feed
 
+        s.at_sum.val //= s.feeder.val
+        s.at_sum.msg //= s.feeder.last
+        s.scale_at_sum.in_[0] //= s.feeder.scale
+        for lane in range(config.lanes):
+            s.at_product.in_[lane] //= s.feeder.weight[lane]
+
         # Connections: processing elements and drain chains
         for r in range(rows):
             s.pe[r].window_in //= s.window[r]
             s.pe[r].window_out //= s.window_out[r]
-            s.pe[r].val //= s.feeder.val
-            s.pe[r].first //= s.feeder.first
-            s.pe[r].last //= s.feeder.last
+            s.pe[r].val //= s.at_sum.val_out
+            s.pe[r].last //= s.at_sum.msg_out
             for lane in range(config.lanes):
                 s.pe[r].index[lane] //= s.feeder.index[lane]
-                s.pe[r].weight[lane] //= s.feeder.weight[lane]
+                s.pe[r].weight[lane] //= s.at_product.out[lane]
             if r + chains < rows:
                 s.pe[r].chain_in //= s.pe[r + chains].chain_out
             else:
                 s.pe[r].chain_in //= 0
 
         # Connections: scale units and accumulators
+        s.at_scaled.val //= s.drain_val
+        s.at_scaled.msg //= s.drain
         for d in range(chains):
             s.scale[d].partial //= s.pe[d].chain_out
             s.scale[d].scale //= s.drain_scale
-            s.acc[d].drain_val //= s.drain_val
-            s.acc[d].drain //= s.drain
+            s.acc[d].drain_val //= s.at_scaled.val_out
+            s.acc[d].drain //= s.at_scaled.msg_out
             s.acc[d].scaled //= s.scale[d].scaled
             s.acc[d].read_half //= s.read.half
             s.acc[d].read_addr //= s.read.addr
@@ -144,8 +157,8 @@ class ColumnRTL(Component):
         def ff_right():
             s.step_feed <<= s.step
             s.drain_out <<= s.drain
-            if s.feeder.val & s.feeder.last:
-                s.drain_scale <<= s.feeder.scale
+            if s.at_sum.val_out & s.at_sum.msg_out:
+                s.drain_scale <<= s.scale_at_sum.out[0]
             if s.reset:
                 s.step_val_feed <<= 0
                 s.drain_val_out <<= 0

@@ -6,17 +6,76 @@ Three stages follow the read of the weight buffer:
 2. decode: each lane's code field gives the position of its weight in the block;
 3. place: block offset + position = window index; nibble − zero point = weight, zero for an idle lane.
 
-The pairs are registered after each stage, so decoding costs latency but no cycles.
+The pairs are registered after each stage, so decoding costs latency but no cycles. With a register after "read",
+what the buffer answers comes a cycle after the step; `decode_registers` are within the second stage.
 """
 
 from __future__ import annotations
 
+import itertools
 from math import comb
 
 from pymtl3 import Component, InPort, OutPort, Wire, concat, sext, trunc, update, update_ff, zext
 
 from accel.config import CoreConfig, count_bits
-from accel.core.CoreMsg import CODE_BITMASK, CODE_INDEX, CODE_RANK, mk_step_msg, position_bits
+from accel.core.CoreMsg import (
+    CODE_BITMASK,
+    CODE_INDEX,
+    CODE_RANK,
+    code_shift_bits,
+    index_bits,
+    mk_step_msg,
+    position_bits,
+)
+from accel.delay.DelayRTL import DelayRTL, HoldRTL
+
+
+class RankLinksRTL(Component):
+    """Some links of the rank decoder: positions ``first`` down to ``last`` of a block. Combinational."""
+
+    def construct(s, first, last, rank_bits, count_nbits, position_nbits):
+        # Constants
+        links = first - last + 1
+
+        # Interface: before and after these positions
+        s.wanted = InPort(count_nbits)  # kept weights left when the wanted one comes, itself included
+        s.remainder = InPort(rank_bits)
+        s.left = InPort(count_nbits)
+        s.position = InPort(position_nbits)
+        s.remainder_out = OutPort(rank_bits)
+        s.left_out = OutPort(count_nbits)
+        s.position_out = OutPort(position_nbits)
+
+        # Wires: entry 0 belongs to the highest position
+        s.binomial = [[Wire(rank_bits) for _ in range(1 << count_nbits)] for _ in range(links)]
+        s.here = [Wire(position_nbits) for _ in range(max(2, links))]
+        s.remainder_at = [Wire(rank_bits) for _ in range(links + 1)]
+        s.left_at = [Wire(count_nbits) for _ in range(links + 1)]
+
+        # Connections
+        for i in range(links):
+            s.here[i] //= first - i
+            for ones in range(1 << count_nbits):
+                s.binomial[i][ones] //= comb(first - i, ones)
+        if links == 1:
+            s.here[1] //= 0
+        s.remainder_out //= s.remainder_at[links]
+        s.left_out //= s.left_at[links]
+
+        @update
+        def up_links():
+            s.position_out @= s.position
+            s.remainder_at[0] @= s.remainder
+            s.left_at[0] @= s.left
+            for i in range(links):
+                if s.remainder_at[i] >= s.binomial[i][s.left_at[i]]:
+                    s.remainder_at[i + 1] @= s.remainder_at[i] - s.binomial[i][s.left_at[i]]
+                    s.left_at[i + 1] @= s.left_at[i] - 1
+                    if s.left_at[i] == s.wanted:
+                        s.position_out @= s.here[i]
+                else:
+                    s.remainder_at[i + 1] @= s.remainder_at[i]
+                    s.left_at[i + 1] @= s.left_at[i]
 
 
 class RankDecoderRTL(Component):
@@ -24,10 +83,10 @@ class RankDecoderRTL(Component):
 
     Goes down the positions of a block: position p is kept when the rank is at least C(p, ones left), and
     then takes that much off it. The binomials do not depend on n:m, so one decoder serves all of them.
-    Combinational. Source: combinatorial number system (Knuth, TAOCP 4A, 7.2.1.3).
+    Takes ``registers`` (at most m_max − 1) cycles. Source: combinatorial number system (Knuth, TAOCP 4A, 7.2.1.3).
     """
 
-    def construct(s, m_max, rank_bits, position_nbits):
+    def construct(s, m_max, rank_bits, position_nbits, registers=0):
         # Constants
         count_nbits = count_bits(m_max)
 
@@ -37,21 +96,8 @@ class RankDecoderRTL(Component):
         s.place = InPort(position_nbits)
         s.position = OutPort(position_nbits)
 
-        # Wires: entry 0 belongs to the highest position
-        s.binomial = [[Wire(rank_bits) for _ in range(1 << count_nbits)] for _ in range(m_max)]
-        s.here = [Wire(position_nbits) for _ in range(max(2, m_max))]
-        s.remainder = [Wire(rank_bits) for _ in range(m_max + 1)]
-        s.left = [Wire(count_nbits) for _ in range(m_max + 1)]
+        # Wires
         s.wanted = Wire(count_nbits)
-
-        # Connections
-        for i in range(m_max):
-            position = m_max - 1 - i
-            s.here[i] //= position
-            for ones in range(1 << count_nbits):
-                s.binomial[i][ones] //= comb(position, ones)
-        if m_max == 1:
-            s.here[1] //= 0
 
         # Blocks that depend on the configuration have names of their own; see ColumnRTL.
         if position_nbits < count_nbits:
@@ -66,78 +112,143 @@ class RankDecoderRTL(Component):
             def up_wanted():
                 s.wanted @= trunc(s.place, count_nbits) + 1
 
+        # Components and connections: links in a row, registers between
+        wanted, remainder, left, position = s.wanted, s.rank, s.n, 0
+        for first, last in _shares(m_max, registers + 1):
+            links = RankLinksRTL(first, last, rank_bits, count_nbits, position_nbits)
+            setattr(s, f"links{first}", links)  # a list would have to hold components of one shape
+            links.wanted //= wanted
+            links.remainder //= remainder
+            links.left //= left
+            links.position //= position
+            wanted, remainder, left, position = wanted, links.remainder_out, links.left_out, links.position_out
+            if last:
+                wanted, remainder, left, position = _held(
+                    s, f"at{last}", (count_nbits, rank_bits, count_nbits, position_nbits),
+                    (wanted, remainder, left, position),
+                )  # fmt: skip
+        s.position //= position
+
+
+class MaskLinksRTL(Component):
+    """Some links of the bitmask decoder: positions ``first`` to ``last`` of a block. Combinational."""
+
+    def construct(s, first, last, count_nbits, position_nbits):
+        # Constants
+        links = last - first + 1
+
+        # Interface: before and after these positions
+        s.wanted = InPort(count_nbits)
+        s.mask = InPort(links)  # of these positions
+        s.seen = InPort(count_nbits)
+        s.position = InPort(position_nbits)
+        s.seen_out = OutPort(count_nbits)
+        s.position_out = OutPort(position_nbits)
+
+        # Wires
+        s.here = [Wire(position_nbits) for _ in range(max(2, links))]
+        s.seen_at = [Wire(count_nbits) for _ in range(links + 1)]
+
+        # Connections
+        for i in range(links):
+            s.here[i] //= first + i
+        if links == 1:
+            s.here[1] //= 0
+        s.seen_out //= s.seen_at[links]
+
         @update
-        def up_decode():
-            s.position @= 0
-            s.remainder[0] @= s.rank
-            s.left[0] @= s.n
-            for i in range(m_max):
-                if s.remainder[i] >= s.binomial[i][s.left[i]]:
-                    s.remainder[i + 1] @= s.remainder[i] - s.binomial[i][s.left[i]]
-                    s.left[i + 1] @= s.left[i] - 1
-                    if s.left[i] == s.wanted:
-                        s.position @= s.here[i]
-                else:
-                    s.remainder[i + 1] @= s.remainder[i]
-                    s.left[i + 1] @= s.left[i]
+        def up_links():
+            s.position_out @= s.position
+            s.seen_at[0] @= s.seen
+            for i in range(links):
+                s.seen_at[i + 1] @= s.seen_at[i]
+                if s.mask[i]:
+                    s.seen_at[i + 1] @= s.seen_at[i] + 1
+                    if s.seen_at[i] == s.wanted:
+                        s.position_out @= s.here[i]
 
 
 class BitmaskDecoderRTL(Component):
     """Position of the ``place``-th set bit of a mask of ``m_max`` bits; bits of later blocks above it do no harm.
 
-    Combinational.
+    Takes ``registers`` (at most m_max − 1) cycles.
     """
 
-    def construct(s, m_max, position_nbits):
+    def construct(s, m_max, position_nbits, registers=0):
+        # Constants
+        count_nbits = count_bits(m_max)
+
         # Interface
         s.mask = InPort(m_max)
         s.place = InPort(position_nbits)
         s.position = OutPort(position_nbits)
 
         # Wires
-        count_nbits = count_bits(m_max)
-        s.here = [Wire(position_nbits) for _ in range(max(2, m_max))]
-        s.seen = [Wire(count_nbits) for _ in range(m_max + 1)]
         s.wanted = Wire(count_nbits)
-        for i in range(m_max):
-            s.here[i] //= i
-        if m_max == 1:
-            s.here[1] //= 0
         if position_nbits < count_nbits:
             s.wanted[0:position_nbits] //= s.place
             s.wanted[position_nbits:count_nbits] //= 0
         else:
-            s.wanted //= s.place
+            s.wanted //= s.place[0:count_nbits]
 
-        @update
-        def up_decode():
-            s.position @= 0
-            s.seen[0] @= 0
-            for i in range(m_max):
-                s.seen[i + 1] @= s.seen[i]
-                if s.mask[i]:
-                    s.seen[i + 1] @= s.seen[i] + 1
-                    if s.seen[i] == s.wanted:
-                        s.position @= s.here[i]
+        # Components and connections: links in a row, registers between
+        wanted, mask, seen, position = s.wanted, s.mask, 0, 0
+        for high, low in _shares(m_max, registers + 1):
+            first, last = m_max - 1 - high, m_max - 1 - low
+            links = MaskLinksRTL(first, last, count_nbits, position_nbits)
+            setattr(s, f"links{first}", links)  # a list would have to hold components of one shape
+            links.wanted //= wanted
+            links.mask //= mask[first : last + 1]
+            links.seen //= seen
+            links.position //= position
+            seen, position = links.seen_out, links.position_out
+            if low:
+                wanted, mask, seen, position = _held(
+                    s, f"at{last}", (count_nbits, m_max, count_nbits, position_nbits), (wanted, mask, seen, position)
+                )
+        s.position //= position
+
+
+def _shares(m_max, count):
+    """Ranges of positions, highest first, for so many parts (at most one a position) that differ by at most one."""
+    ends = [m_max - m_max * i // count for i in range(count + 1)]
+    return [(high - 1, low) for high, low in itertools.pairwise(ends)]
+
+
+def _held(s, name, widths, values, cycles=1):
+    """The values some cycles later."""
+    held = []
+    for i, (nbits, value) in enumerate(zip(widths, values, strict=True)):
+        hold = HoldRTL(nbits, 1, cycles)
+        setattr(s, f"{name}_{i}", hold)
+        hold.in_[0] //= value
+        held.append(hold.out[0])
+    return held
 
 
 class LaneDecoderRTL(Component):
-    """Position in its block of one lane's weight, by the decoders that the configuration asks for. Combinational."""
+    """Position in its block of one lane's weight, by the decoders that the configuration asks for.
+
+    Takes ``decode_registers`` cycles.
+    """
 
     def construct(s, config: CoreConfig):
         # Constants
         position_nbits = position_bits(config)
         window_bits = config.code_window_bits
         field_bits = config.code_field_bits
-        rank, index, bitmask = CODE_RANK, CODE_INDEX, CODE_BITMASK
+        rank, bitmask, index = CODE_RANK, CODE_BITMASK, CODE_INDEX
         padded = max(window_bits, field_bits, config.m_max, position_nbits)
+        n_bits = count_bits(config.window)
+        after_field = min(1, config.decode_registers)
+        in_decoder = config.decode_registers - after_field
 
         # Interface
         s.codes = InPort(window_bits)
-        s.shift = InPort(count_bits(window_bits - 1))
+        s.shift = InPort(code_shift_bits(config))
         s.code = InPort(2)
         s.mask = InPort(field_bits)
-        s.n = InPort(count_bits(config.window))
+        s.n = InPort(n_bits)
         s.place = InPort(position_nbits)
         s.position = OutPort(position_nbits)
 
@@ -166,45 +277,63 @@ class LaneDecoderRTL(Component):
                 s.field @= s.shifted[0:field_bits] & s.mask
 
         # Components
+        field, mask, n, place, code = _held(
+            s, "cut", (field_bits, config.m_max, n_bits, position_nbits, 2),
+            (s.field, s.shifted[0 : config.m_max], s.n, s.place, s.code), after_field,
+        )  # fmt: skip
         if config.rank_m_max:
             m_max = config.rank_m_max
             rank_bits = count_bits(comb(m_max, m_max // 2))
-            s.rank_decoder = RankDecoderRTL(m_max, rank_bits, position_nbits)
-            s.rank_decoder.n //= s.n[0 : count_bits(m_max)]
-            s.rank_decoder.place //= s.place
-            s.rank_decoder.position //= s.by_rank
+            registers = min(in_decoder, m_max - 1)
+            s.rank_decoder = RankDecoderRTL(m_max, rank_bits, position_nbits, registers)
+            s.rank_decoder.n //= n[0 : count_bits(m_max)]
+            s.rank_decoder.place //= place
             used = min(rank_bits, field_bits)
-            s.rank_decoder.rank[0:used] //= s.field[0:used]
+            s.rank_decoder.rank[0:used] //= field[0:used]
             if used < rank_bits:
                 s.rank_decoder.rank[used:rank_bits] //= 0
+            (by_rank,) = _held(s, "rank", (position_nbits,), (s.rank_decoder.position,), in_decoder - registers)
+            s.by_rank //= by_rank
         else:
             s.by_rank //= 0
 
         if "bitmask" in config.codes:
-            s.mask_decoder = BitmaskDecoderRTL(config.m_max, position_nbits)
-            s.mask_decoder.mask //= s.shifted[0 : config.m_max]
-            s.mask_decoder.place //= s.place
-            s.mask_decoder.position //= s.by_mask
+            registers = min(in_decoder, config.m_max - 1)
+            s.mask_decoder = BitmaskDecoderRTL(config.m_max, position_nbits, registers)
+            s.mask_decoder.mask //= mask
+            s.mask_decoder.place //= place
+            (by_mask,) = _held(s, "mask", (position_nbits,), (s.mask_decoder.position,), in_decoder - registers)
+            s.by_mask //= by_mask
         else:
             s.by_mask //= 0
 
+        place, code, field = _held(s, "decoded", (position_nbits, 2, field_bits), (place, code, field), in_decoder)
         if "index" in config.codes:
             used = min(field_bits, position_nbits)
-            s.by_index[0:used] //= s.field[0:used]
+            s.by_index[0:used] //= field[0:used]
             if used < position_nbits:
                 s.by_index[used:position_nbits] //= 0
         else:
             s.by_index //= 0
+        s.place_decoded = Wire(position_nbits)
+        s.code_decoded = Wire(2)
+        s.place_decoded //= place
+        s.code_decoded //= code
 
-        @update
-        def up_position():
-            s.position @= s.place
-            if s.code == rank:
-                s.position @= s.by_rank
-            elif s.code == bitmask:
-                s.position @= s.by_mask
-            elif s.code == index:
-                s.position @= s.by_index
+        if config.codes:
+
+            @update
+            def up_position():
+                s.position @= s.place_decoded
+                if s.code_decoded == rank:
+                    s.position @= s.by_rank
+                elif s.code_decoded == bitmask:
+                    s.position @= s.by_mask
+                elif s.code_decoded == index:
+                    s.position @= s.by_index
+
+        else:
+            s.position //= s.place_decoded
 
 
 class ColumnFeederRTL(Component):
@@ -215,7 +344,8 @@ class ColumnFeederRTL(Component):
         Step = mk_step_msg(config)
         lanes = config.lanes
         position_nbits = position_bits(config)
-        shift_nbits = count_bits(config.code_window_bits - 1)
+        index_nbits = index_bits(config)
+        shift_nbits = code_shift_bits(config)
         slice_bits = config.slice_bits
         pair_bits = 2 * slice_bits
         window_bits = config.code_window_bits
@@ -223,6 +353,7 @@ class ColumnFeederRTL(Component):
         scale_bits = config.scale_bits
         header_bits = config.header_bits
         asymmetric = config.asymmetric
+        reading, decoding = config.has_register("read"), config.decode_registers
 
         # Interface: the step in the cycle in which the weight buffer answers it
         s.step_val = InPort()
@@ -233,9 +364,8 @@ class ColumnFeederRTL(Component):
         s.value_high = InPort(slice_bits)
         s.header = InPort(header_bits)
         s.val = OutPort()
-        s.first = OutPort()
         s.last = OutPort()
-        s.index = [OutPort(position_nbits) for _ in range(lanes)]
+        s.index = [OutPort(index_nbits) for _ in range(lanes)]
         s.weight = [OutPort(weight_bits) for _ in range(lanes)]
         s.scale = OutPort(scale_bits)
 
@@ -253,13 +383,24 @@ class ColumnFeederRTL(Component):
         s.codes_shifted = Wire(pair_bits)
         s.values_shifted = Wire(pair_bits)
         s.offset = [Wire(position_nbits) for _ in range(lanes)]
+        s.placed = [Wire(position_nbits) for _ in range(lanes)]
         s.nibble = [Wire(4) for _ in range(lanes)]
         s.weight_next = [Wire(weight_bits) for _ in range(lanes)]
 
         # Components
         s.decoder = [LaneDecoderRTL(config) for _ in range(lanes)]
+        s.read_step = DelayRTL(Step, reading)
+        s.decoding_step = DelayRTL(Step, decoding)
+        s.decoding_values = HoldRTL(4 * lanes, 1, decoding)
+        s.decoding_header = HoldRTL(header_bits, 1, decoding)
 
         # Connections
+        s.read_step.val //= s.step_val
+        s.read_step.msg //= s.step
+        s.decoding_step.val //= s.val_align
+        s.decoding_step.msg //= s.step_align
+        s.decoding_values.in_[0] //= s.values
+        s.decoding_header.in_[0] //= s.header_align
         for lane in range(lanes):
             s.decoder[lane].codes //= s.codes
             s.decoder[lane].shift //= s.step_align.shift[lane * shift_nbits : (lane + 1) * shift_nbits]
@@ -272,31 +413,38 @@ class ColumnFeederRTL(Component):
 
         @update
         def up_align():
-            s.codes_shifted @= concat(s.code_high, s.code_low) >> zext(s.step.code_bit, pair_bits)
-            s.values_shifted @= concat(s.value_high, s.value_low) >> (zext(s.step.value_nibble, pair_bits) << 2)
+            s.codes_shifted @= concat(s.code_high, s.code_low) >> zext(s.read_step.msg_out.code_bit, pair_bits)
+            s.values_shifted @= concat(s.value_high, s.value_low) >> (
+                zext(s.read_step.msg_out.value_nibble, pair_bits) << 2
+            )
+
+        @update
+        def up_place():
+            for lane in range(lanes):
+                s.placed[lane] @= s.offset[lane] + s.position[lane]
 
         @update_ff
         def ff_align():
-            s.step_align <<= s.step
+            s.step_align <<= s.read_step.msg_out
             s.header_align <<= s.header
             s.codes <<= s.codes_shifted[0:window_bits]
             s.values <<= s.values_shifted[0 : 4 * lanes]
             if s.reset:
                 s.val_align <<= 0
             else:
-                s.val_align <<= s.step_val
+                s.val_align <<= s.read_step.val_out
 
         @update_ff
         def ff_decode():
-            s.step_decode <<= s.step_align
-            s.header_decode <<= s.header_align
-            s.values_decode <<= s.values
+            s.step_decode <<= s.decoding_step.msg_out
+            s.header_decode <<= s.decoding_header.out[0]
+            s.values_decode <<= s.decoding_values.out[0]
             for lane in range(lanes):
                 s.position[lane] <<= s.decoder[lane].position
             if s.reset:
                 s.val_decode <<= 0
             else:
-                s.val_decode <<= s.val_align
+                s.val_decode <<= s.decoding_step.val_out
 
         if asymmetric:
 
@@ -322,14 +470,13 @@ class ColumnFeederRTL(Component):
 
         @update_ff
         def ff_place():
-            s.first <<= s.step_decode.first
             s.last <<= s.step_decode.last
             s.scale <<= s.header_decode[0:scale_bits]
             for lane in range(lanes):
                 # An idle lane points at activation 0: an index beyond the window would select nothing that exists,
                 # and between steps the codes are whatever the buffer held.
                 if s.val_decode & s.step_decode.lane_val[lane]:
-                    s.index[lane] <<= s.offset[lane] + s.position[lane]
+                    s.index[lane] <<= s.placed[lane][0:index_nbits]
                 else:
                     s.index[lane] <<= 0
                 s.weight[lane] <<= s.weight_next[lane]

@@ -26,6 +26,16 @@ def position_bits(config: CoreConfig) -> int:
     return count_bits(config.window - 1)
 
 
+def index_bits(config: CoreConfig) -> int:
+    """Width of an activation's index among those that a lane reaches."""
+    return count_bits(max(high - low for low, high in config.lane_reach))
+
+
+def code_shift_bits(config: CoreConfig) -> int:
+    """Width of the place of a code field in the code window."""
+    return count_bits(config.code_window_bits - 1)
+
+
 def subtile_bits(config: CoreConfig) -> int:
     """Width of a count of token subtiles; the result writer compares it with 2."""
     return count_bits(max(2, config.subtiles))
@@ -36,7 +46,11 @@ def mk_command_msg(config: CoreConfig):
     """One GEMM of one token block: what the sequencer and the three stream units need to know.
 
     The fields are what a descriptor gives or what follows from it (`accel.command` derives them).
+
+    Steps repeat in rounds: after a round, one starts at a block's first kept weight again. A step of a round moves
+    every lane on by ``lanes`` kept weights, except the last one, which takes what still fits the window.
     """
+    lanes, position, shift = config.lanes, position_bits(config), code_shift_bits(config)
     return _mk(
         "CommandMsg",
         config,
@@ -48,6 +62,25 @@ def mk_command_msg(config: CoreConfig):
             "code_mask": config.code_field_bits,  # (1 << code_bits) − 1
             "asymmetric": 1,  # tiles carry zero points
             "slots": count_bits(config.group_max),  # nonzeros of an output feature in a tile
+            "steps": count_bits(config.group_max),  # steps of a group
+            "last_lanes": lanes,  # lanes with a nonzero in its last step
+            "last_advance": count_bits(config.window),  # activations of the blocks that the last step completes
+            "round_steps": count_bits(config.group_max),  # steps of a round
+            "round_lanes": lanes,  # lanes with a nonzero in its last step
+            "round_nonzeros": count_bits(lanes),  # how many they are
+            "round_advance": count_bits(config.window),  # activations of the blocks that it completes
+            "round_code": shift + 1,  # and their code bits (of the nonzeros taken, for index codes)
+            "first_advance": count_bits(config.window),  # the same of a round's first step
+            "first_code": shift + 1,
+            "step_advance": count_bits(config.window),  # of a step in which lane 0 stays within the next block
+            "step_code": shift + 1,
+            "block_code": shift + 1,  # code bits of one block more; 0 for index codes
+            "turn": position,  # kept weights that a lane moves on by within its block: lanes modulo n
+            "back": count_bits(config.window),  # n less that, which it goes back by when it passes the block's end
+            "overs": lanes * (count_bits(config.window) + 1),  # how far a turn takes it past the end: place + turn − n
+            "places": lanes * position,  # of a round's first step, as in StepMsg
+            "offsets": lanes * position,
+            "shifts": lanes * shift,
             "code_bytes": count_bits(config.code_bytes_max),  # of one column in a tile
             "value_bytes": count_bits(config.value_bytes_max),
             "code_words": count_bits(config.code_words),  # the same in slices, rounded up
@@ -71,13 +104,12 @@ def mk_step_msg(config: CoreConfig):
         "StepMsg",
         config,
         {
-            "first": 1,  # first step of a group: the accumulator starts anew
             "last": 1,  # last step of a group: the partial sum goes to the drain chain
             "tile_last": 1,  # nobody reads this tile again
             "lane_val": lanes,  # lanes with a nonzero
-            "offset": lanes * position,  # each lane's block in the window
+            "offset": lanes * position,  # each lane's block in the window, from the lowest position that it reaches
             "place": lanes * position,  # each lane's number among the kept weights of its block
-            "shift": lanes * count_bits(config.code_window_bits - 1),  # each lane's code field in the code window
+            "shift": lanes * code_shift_bits(config),  # each lane's code field in the code window
             "code": 2,
             "code_mask": config.code_field_bits,
             "n": count_bits(config.window),

@@ -17,7 +17,8 @@ from accel.act_buffer.ActBufferRTL import ActBufferRTL, ActLoaderRTL
 from accel.causes import CAUSES
 from accel.column.ColumnRTL import ColumnRTL
 from accel.config import RESULT_BITS, CoreConfig
-from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_window_msg
+from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_window_msg, position_bits
+from accel.delay.DelayRTL import DelayRTL, HoldRTL
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
 from accel.row_feeder.RowFeederRTL import RowFeederRTL
 from accel.sequencer.SequencerRTL import DrainSequencerRTL, SequencerRTL
@@ -26,37 +27,11 @@ from accel.writer.ResultWriterRTL import ResultWriterRTL
 
 COUNTER_BITS = 48
 
-#: Cycles from a step's issue register to its row windows: the weight side takes two stages more to decode.
+#: Cycles from a step's issue register to the read of its windows: the weight side takes two stages more. Registers
+#: in the decoders add to it (`CoreConfig.window_registers`).
 WINDOW_DELAY = 2
-#: Cycles from a step's issue register to its products in column 0.
+#: Cycles from a step's issue register to its sum in column 0, without `CoreConfig.sum_registers`.
 PE_DELAY = 4
-
-
-class DelayRTL(Component):
-    """A message and its valid bit, ``cycles`` (at least one) cycles later. Only the valid bit is reset."""
-
-    def construct(s, Type, cycles):
-        s.val = InPort()
-        s.msg = InPort(Type)
-        s.val_out = OutPort()
-        s.msg_out = OutPort(Type)
-        s.vals = [Wire() for _ in range(cycles)]
-        s.msgs = [Wire(Type) for _ in range(cycles)]
-        s.val_out //= s.vals[cycles - 1]
-        s.msg_out //= s.msgs[cycles - 1]
-
-        @update_ff
-        def ff_delay():
-            s.msgs[0] <<= s.msg
-            for i in range(1, cycles):
-                s.msgs[i] <<= s.msgs[i - 1]
-            if s.reset:
-                for i in range(cycles):
-                    s.vals[i] <<= 0
-            else:
-                s.vals[0] <<= s.val
-                for i in range(1, cycles):
-                    s.vals[i] <<= s.vals[i - 1]
 
 
 class CountersRTL(Component):
@@ -121,8 +96,12 @@ class CoreRTL(Component):
         s.row = [RowFeederType(config) for _ in range(rows)]
         s.unpacker = UnpackerRTL(config)
         s.sequencer = SequencerRTL(config)
-        s.window_delay = DelayRTL(Window, WINDOW_DELAY)
-        s.group_delay = DelayRTL(Group, PE_DELAY)
+        # What row feeders need with the pair of words that was read.
+        s.shift = HoldRTL(position_bits(config), 1, config.has_register("read"))
+        s.swapped = HoldRTL(1, 1, config.has_register("read"))
+        s.enable = HoldRTL(1, rows, config.has_register("read"))
+        s.window_delay = DelayRTL(Window, WINDOW_DELAY + config.window_registers)
+        s.group_delay = DelayRTL(Group, PE_DELAY + config.sum_registers)
         s.drains = DrainSequencerRTL(config)
         s.column = [ColumnType(config) for _ in range(columns)]
         s.writer = WriterType(config)
@@ -155,10 +134,14 @@ class CoreRTL(Component):
         for r in range(rows):
             s.row[r].even //= s.acts_buffer.even[r]
             s.row[r].odd //= s.acts_buffer.odd[r]
-            s.row[r].swapped //= s.acts_buffer.swapped
-            s.row[r].shift //= s.window_shift.shift
-            s.row[r].enable //= s.row_on[r]
+            s.row[r].swapped //= s.swapped.out[0]
+            s.row[r].shift //= s.shift.out[0]
+            s.row[r].enable //= s.enable.out[r]
+            s.enable.in_[r] //= s.row_on[r]
             s.row[r].window //= s.column[0].window[r]
+
+        s.shift.in_[0] //= s.window_shift.shift
+        s.swapped.in_[0] //= s.acts_buffer.swapped
 
         # Connections: weights
         for c in range(columns):

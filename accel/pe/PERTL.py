@@ -4,75 +4,144 @@ from __future__ import annotations
 
 from pymtl3 import Component, InPort, OutPort, Wire, sext, update, update_ff
 
-from accel.config import CoreConfig
-from accel.core.CoreMsg import position_bits
+from accel.config import CoreConfig, count_bits, signed_bits
+from accel.core.CoreMsg import index_bits
+from accel.delay.DelayRTL import HoldRTL
+
+
+class AddPairsRTL(Component):
+    """One level of an adder tree: sums of neighbours, one bit wider; the odd one out goes on as it is."""
+
+    def construct(s, nbits, values):
+        pairs, odd = values // 2, values % 2
+        wide = nbits + 1
+        s.in_ = [InPort(nbits) for _ in range(values)]
+        s.out = [OutPort(wide) for _ in range(pairs + odd)]
+
+        s.sums = [Wire(wide) for _ in range(pairs)]
+        s.left = [Wire(nbits) for _ in range(pairs)]
+        s.right = [Wire(nbits) for _ in range(pairs)]
+        for i in range(pairs):
+            s.left[i] //= s.in_[2 * i]
+            s.right[i] //= s.in_[2 * i + 1]
+            s.out[i] //= s.sums[i]
+
+        # sext of a list's element translates to copies of the element instead of its sign (PyMTL3 3.1.17, which
+        # takes any index for a single bit), so elements go through a variable of their own.
+        @update
+        def up_pairs():
+            for i in range(pairs):
+                left = s.left[i]
+                right = s.right[i]
+                s.sums[i] @= sext(left, wide) + sext(right, wide)
+
+        if odd:
+            s.last = Wire(nbits)
+            s.extended = Wire(wide)
+            s.last //= s.in_[values - 1]
+            s.out[pairs] //= s.extended
+
+            @update
+            def up_odd():
+                s.extended @= sext(s.last, wide)
+
+
+class MultiplexerRTL(Component):
+    """One of ``inputs`` values. Combinational."""
+
+    def construct(s, nbits, inputs, index_nbits):
+        select_bits = count_bits(inputs - 1)
+        s.in_ = [InPort(nbits) for _ in range(inputs)]
+        s.index = InPort(index_nbits)  # the lowest bits count
+        s.out = OutPort(nbits)
+
+        if inputs == 1:
+            s.out //= s.in_[0]
+        else:
+
+            @update
+            def up_select():
+                s.out @= s.in_[s.index[0:select_bits]]
 
 
 class PERTL(Component):
-    """Output-stationary PE: knows windows and (weight, window index) pairs, never the pattern.
+    """Output-stationary PE: knows windows and (weight, index) pairs, never the pattern.
 
     The window is registered and moves on to the right; the pairs come from the column's feeder in the same
-    cycle for all rows. In the last step of a group the finished partial sum goes to the drain register, and
-    drain registers form shift chains; the accumulator starts anew in the next step.
+    cycle for all rows, and each part of them at the lane's stage that takes it. In the last step of a group the
+    finished partial sum goes to the drain register, and drain registers form shift chains; the accumulator is
+    cleared for the next group.
     """
 
     def construct(s, config: CoreConfig):
         # Constants
-        lanes, window, act_bits = config.lanes, config.window, config.act_bits
+        lanes, act_bits, reach = config.lanes, config.act_bits, config.lane_reach
         product_bits, partial_bits = config.product_bits, config.partial_bits
 
         # Interface
         s.window_in = InPort(config.act_port_bits)
         s.window_out = OutPort(config.act_port_bits)
-        s.val = InPort()
-        s.first = InPort()
-        s.last = InPort()
-        s.index = [InPort(position_bits(config)) for _ in range(lanes)]
+        s.index = [InPort(index_bits(config)) for _ in range(lanes)]  # from the lowest position that the lane reaches
         s.weight = [InPort(config.weight_bits) for _ in range(lanes)]
+        s.val = InPort()  # what the adders give belongs to a step
+        s.last = InPort()  # and to the last one of a group
         s.chain_in = InPort(partial_bits)
         s.chain_out = OutPort(partial_bits)
 
         # State and wires
         s.window = Wire(config.act_port_bits)
-        s.act = [Wire(act_bits) for _ in range(max(2, window))]
-        s.product = [Wire(product_bits) for _ in range(lanes)]
         s.total = Wire(partial_bits)
         s.acc = Wire(partial_bits)
         s.acc_next = Wire(partial_bits)
         s.drain = Wire(partial_bits)
 
-        # Connections
+        # Components
+        s.selected = HoldRTL(act_bits, lanes, config.has_register("multiplexer"))
+        s.products = HoldRTL(product_bits, lanes, config.has_register("multiplier"))
+
+        # Connections: windows, and what each lane can reach of them
         s.window_out //= s.window
         s.chain_out //= s.drain
-        for i in range(window):
-            s.act[i] //= s.window[i * act_bits : (i + 1) * act_bits]
-        if window == 1:
-            s.act[1] //= 0
+        for lane, (low, high) in enumerate(reach):
+            multiplexer = MultiplexerRTL(act_bits, high - low + 1, index_bits(config))
+            setattr(s, f"select{lane}", multiplexer)  # a list would have to hold components of one shape
+            for i, port in enumerate(multiplexer.in_):
+                port //= s.window[(low + i) * act_bits : (low + i + 1) * act_bits]
+            multiplexer.index //= s.index[lane]
+            multiplexer.out //= s.selected.in_[lane]
 
-        # sext of a list's element translates to copies of the element instead of its sign (PyMTL3 3.1.17, which
-        # takes any index for a single bit), so elements go through a variable of their own.
+        # Connections: adder tree
+        level, values, nbits = s.products.out, lanes, product_bits
+        while values > 1:
+            adders = AddPairsRTL(nbits, values)
+            setattr(s, f"add{values}", adders)
+            for i, value in enumerate(level):
+                adders.in_[i] //= value
+            level, values, nbits = adders.out, (values + 1) // 2, nbits + 1
+        sum_bits = min(nbits, partial_bits, signed_bits(*config.partial_range(lanes)))
+        s.sum_ = HoldRTL(sum_bits, 1, config.has_register("adders"))
+        s.sum_.in_[0] //= level[0][0:sum_bits]
+
         @update
-        def up_lanes():
+        def up_multiply():
             for lane in range(lanes):
-                act = s.act[s.index[lane]]
+                act = s.selected.out[lane]
                 weight = s.weight[lane]
-                s.product[lane] @= sext(act, product_bits) * sext(weight, product_bits)
+                s.products.in_[lane] @= sext(act, product_bits) * sext(weight, product_bits)
 
         @update
-        def up_total():
-            s.total @= 0
-            for lane in range(lanes):
-                product = s.product[lane]
-                s.total @= s.total + sext(product, partial_bits)
-            if s.first:
-                s.acc_next @= s.total
-            else:
-                s.acc_next @= s.acc + s.total
+        def up_accumulate():
+            total = s.sum_.out[0]
+            s.total @= sext(total, partial_bits)
+            s.acc_next @= s.acc + s.total
 
         @update_ff
         def ff_pe():
             s.window <<= s.window_in
-            if s.val:
+            # Cleared after a group, not overwritten by the next one: that would take a multiplexer.
+            if s.reset | (s.val & s.last):
+                s.acc <<= 0
+            elif s.val:
                 s.acc <<= s.acc_next
             if s.val & s.last:
                 s.drain <<= s.acc_next

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff
 
 from accel.config import count_bits
+from accel.delay.DelayRTL import HoldRTL
 
 
 class RamRTL(Component):
@@ -73,9 +74,12 @@ class PairAddressRTL(Component):
 
 
 class PairRamRTL(Component):
-    """Ring of ``words`` words, read two neighbouring words at a time: ``low`` at ``raddr``, ``high`` after it."""
+    """Ring of ``words`` words, read two neighbouring words at a time: ``low`` at ``raddr``, ``high`` after it.
 
-    def construct(s, nbits, words):
+    They come one cycle after the address, and ``registers`` more: those are next to the memories.
+    """
+
+    def construct(s, nbits, words, registers=0):
         # Constants
         half = words // 2
         bits = count_bits(words - 1)
@@ -97,8 +101,13 @@ class PairRamRTL(Component):
         s.address = PairAddressRTL(words)
         s.even = RamRTL(nbits, half)
         s.odd = RamRTL(nbits, half)
+        s.read = HoldRTL(nbits, 2, registers)
+        s.swap = HoldRTL(1, 1, registers)
 
         # Connections
+        s.read.in_[0] //= s.even.rdata
+        s.read.in_[1] //= s.odd.rdata
+        s.swap.in_[0] //= s.swapped
         s.address.addr //= s.raddr
         s.even.raddr //= s.address.even
         s.odd.raddr //= s.address.odd
@@ -124,9 +133,9 @@ class PairRamRTL(Component):
 
         @update
         def up_pair():
-            if s.swapped:
-                s.low @= s.odd.rdata
-                s.high @= s.even.rdata
+            if s.swap.out[0]:
+                s.low @= s.read.out[1]
+                s.high @= s.read.out[0]
             else:
-                s.low @= s.even.rdata
-                s.high @= s.odd.rdata
+                s.low @= s.read.out[0]
+                s.high @= s.read.out[1]

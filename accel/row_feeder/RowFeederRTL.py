@@ -6,6 +6,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, update
 
 from accel.config import CoreConfig
 from accel.core.CoreMsg import position_bits
+from accel.delay.DelayRTL import HoldRTL
 
 
 class ShiftStageRTL(Component):
@@ -29,9 +30,10 @@ class ShiftStageRTL(Component):
 
 
 class RowFeederRTL(Component):
-    """Window of ``window`` activations that starts ``shift`` activations into the pair of words. Combinational.
+    """Window of ``window`` activations that starts ``shift`` activations into the pair of words.
 
-    The pair comes from an even and an odd bank; ``swapped`` says that the odd bank holds the first word.
+    The pair comes from an even and an odd bank; ``swapped`` says that the odd bank holds the first word. With a
+    register after "read", the other inputs belong to the pair of the cycle before; without, it is combinational.
     """
 
     def construct(s, config: CoreConfig):
@@ -52,20 +54,26 @@ class RowFeederRTL(Component):
         s.low = Wire(nbits)
         s.high = Wire(nbits)
         s.pair = [Wire(act_bits) for _ in range(2 * window)]
+
         for i in range(window):
             s.pair[i] //= s.low[i * act_bits : (i + 1) * act_bits]
             s.pair[window + i] //= s.high[i * act_bits : (i + 1) * act_bits]
+
+        # Components and connections: the pair as it comes from the memories
+        s.read = HoldRTL(nbits, 2, config.has_register("read"))
+        s.read.in_[0] //= s.even
+        s.read.in_[1] //= s.odd
 
         @update
         def up_order():
             s.low @= 0
             s.high @= 0
             if s.enable:
-                s.low @= s.even
-                s.high @= s.odd
+                s.low @= s.read.out[0]
+                s.high @= s.read.out[1]
                 if s.swapped:
-                    s.low @= s.odd
-                    s.high @= s.even
+                    s.low @= s.read.out[1]
+                    s.high @= s.read.out[0]
 
         # Components: widest step first; each stage passes on what later steps can still reach
         sizes = [2 * window, *(min(2 * window, window + step - 1) for step in steps)]

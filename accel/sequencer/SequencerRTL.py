@@ -1,8 +1,8 @@
 """Sequencer: walks output tiles, groups and token subtiles, and issues one step a cycle.
 
-It is the only block that knows the pattern. For each step it finds how many nonzeros fit the lanes and the
-window (`accel.schedule` is the same rule in closed form), each lane's block offset, and where codes, values
-and activations lie. Column 0 gets the step at once, the others one cycle later each.
+It is the only block that knows the pattern. It follows the steps of `accel.schedule` by what a command says of
+them; a step has each lane's block offset, and where codes, values and activations lie. Column 0 gets the step at
+once, the others one cycle later each.
 
 Order: output tile → group → token subtile → step. A cycle in which no step is issued is put down to the
 first cause that holds: no activations, no weights, no half of the accumulator RAM to write to, or a drain
@@ -14,9 +14,9 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff, zext
 
 from accel.causes import CAUSES
-from accel.config import CoreConfig, count_bits
+from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import (
-    CODE_INDEX,
+    code_shift_bits,
     mk_command_msg,
     mk_drain_msg,
     mk_group_msg,
@@ -29,82 +29,166 @@ from accel.interfaces import RecvIfcRTL
 from accel.ram.RingAddRTL import RingAddRTL
 
 
-class ScheduleRTL(Component):
-    """Lanes of the step that starts at the ``place``-th kept weight of a block with ``left`` nonzeros to go.
+class StepWalkRTL(Component):
+    """The lanes of each step of a group, and how far the step goes.
 
-    Combinational; one link a lane.
+    Everything about a step is in registers when it comes: lanes go from step to step by additions of what the
+    command gives, so nothing has to be worked out from lane to lane.
     """
 
     def construct(s, config: CoreConfig):
         # Constants
-        lanes, window = config.lanes, config.window
-        size_bits = count_bits(window)
-        sum_bits = size_bits + 1
-        position_nbits = position_bits(config)
-        slot_bits = count_bits(config.group_max)
+        Command = mk_command_msg(config)
+        lanes = config.lanes
+        size_bits = count_bits(config.window)
+        over_bits = size_bits + 1
+        position_nbits, shift_nbits = position_bits(config), code_shift_bits(config)
+        code_nbits = shift_nbits + 1
+        step_bits = count_bits(config.group_max)
         lane_bits = count_bits(lanes)
-        field_bits = count_bits(config.code_field_bits)
-        shift_bits = count_bits(config.code_window_bits) + 1
-        shift_nbits = count_bits(config.code_window_bits - 1)
-        index = CODE_INDEX
+        all_lanes = (1 << lanes) - 1
+        two = two_in(step_bits)
 
         # Interface
-        s.n = InPort(size_bits)
-        s.m = InPort(size_bits)
-        s.code = InPort(2)
-        s.code_bits = InPort(field_bits)
-        s.place = InPort(size_bits)
-        s.left = InPort(slot_bits)
+        s.start = InPort()  # a command is taken at the end of this cycle
+        s.given = InPort(Command)
+        s.cmd = InPort(Command)  # it, from the next cycle on
+        s.issue = InPort()  # the present step is taken
+        s.last = OutPort()  # the present step is a group's last one
         s.lane_val = OutPort(lanes)
         s.offsets = OutPort(lanes * position_nbits)
         s.places = OutPort(lanes * position_nbits)
         s.shifts = OutPort(lanes * shift_nbits)
-        s.count = OutPort(lane_bits)
+        s.nonzeros = OutPort(lane_bits)  # not of a group's last step
         s.advance = OutPort(size_bits)  # activations of the blocks that the step completes
-        s.code_advance = OutPort(shift_bits)  # their code bits (of the nonzeros taken, for index codes)
-        s.next_place = OutPort(size_bits)
+        s.code_advance = OutPort(code_nbits)  # their code bits (of the nonzeros taken, for index codes); as nonzeros
 
-        # Wires: entry l is before lane l
-        s.number = [Wire(slot_bits) for _ in range(max(2, lanes))]
-        s.place_ = [Wire(size_bits) for _ in range(lanes + 1)]
-        s.offset = [Wire(sum_bits) for _ in range(lanes + 1)]
-        s.shift = [Wire(shift_bits) for _ in range(lanes + 1)]
-        s.count_ = [Wire(lane_bits) for _ in range(lanes + 1)]
-        s.fits = [Wire() for _ in range(lanes)]
-        for lane in range(max(2, lanes)):
-            s.number[lane] //= min(lane, (1 << slot_bits) - 1)
+        # State
+        s.steps_left = Wire(step_bits)
+        s.round_left = Wire(step_bits)
+        s.round_last = Wire()
+        s.place = [Wire(position_nbits) for _ in range(lanes)]
+        s.over = [Wire(over_bits) for _ in range(lanes)]  # place + turn − n: not negative if the next place is past n
+        s.offset = [Wire(position_nbits) for _ in range(lanes)]
+        s.shift = [Wire(shift_nbits) for _ in range(lanes)]
+
+        # Wires
+        s.carry = [Wire() for _ in range(lanes)]  # the lane goes on by a block more than others
+        s.over_next = [Wire(over_bits) for _ in range(lanes)]
+        s.place_next = [Wire(position_nbits) for _ in range(lanes)]
+        s.carry_next = Wire()  # of lane 0, after the next step
+        s.first_over = [[Wire(over_bits) for _ in range(lanes)] for _ in range(2)]
+        s.first_place = [[Wire(position_nbits) for _ in range(lanes)] for _ in range(2)]  # of s.given and s.cmd
+        s.first_offset = [[Wire(position_nbits) for _ in range(lanes)] for _ in range(2)]
+        s.first_shift = [[Wire(shift_nbits) for _ in range(lanes)] for _ in range(2)]
+        s.next_last = Wire()
+        s.next_round_last = Wire()
 
         # Connections
         for lane in range(lanes):
-            s.lane_val[lane] //= s.fits[lane]
-            s.offsets[lane * position_nbits : (lane + 1) * position_nbits] //= s.offset[lane][0:position_nbits]
-            s.places[lane * position_nbits : (lane + 1) * position_nbits] //= s.place_[lane][0:position_nbits]
-            s.shifts[lane * shift_nbits : (lane + 1) * shift_nbits] //= s.shift[lane][0:shift_nbits]
-        s.count //= s.count_[lanes]
-        s.advance //= s.offset[lanes][0:size_bits]
-        s.code_advance //= s.shift[lanes]
-        s.next_place //= s.place_[lanes]
+            at = slice(lane * position_nbits, (lane + 1) * position_nbits)
+            over_at = slice(lane * over_bits, (lane + 1) * over_bits)
+            shift_at = slice(lane * shift_nbits, (lane + 1) * shift_nbits)
+            s.places[at] //= s.place[lane]
+            s.offsets[at] //= s.offset[lane]
+            s.shifts[shift_at] //= s.shift[lane]
+            for source, command in enumerate((s.given, s.cmd)):
+                s.first_over[source][lane] //= command.overs[over_at]
+                s.first_place[source][lane] //= command.places[at]
+                s.first_offset[source][lane] //= command.offsets[at]
+                s.first_shift[source][lane] //= command.shifts[shift_at]
 
         @update
-        def up_schedule():
-            s.place_[0] @= s.place
-            s.offset[0] @= 0
-            s.shift[0] @= 0
-            s.count_[0] @= 0
+        def up_turn():
             for lane in range(lanes):
-                s.fits[lane] @= (s.number[lane] < s.left) & (s.offset[lane] + zext(s.m, sum_bits) <= window)
-                s.place_[lane + 1] @= s.place_[lane]
-                s.offset[lane + 1] @= s.offset[lane]
-                s.shift[lane + 1] @= s.shift[lane]
-                s.count_[lane + 1] @= s.count_[lane]
-                if s.fits[lane]:
-                    s.count_[lane + 1] @= s.count_[lane] + 1
-                    s.place_[lane + 1] @= s.place_[lane] + 1
-                    if s.place_[lane] + 1 == s.n:
-                        s.place_[lane + 1] @= 0
-                        s.offset[lane + 1] @= s.offset[lane] + zext(s.m, sum_bits)
-                    if (s.place_[lane] + 1 == s.n) | (s.code == index):
-                        s.shift[lane + 1] @= s.shift[lane] + zext(s.code_bits, shift_bits)
+                s.carry[lane] @= ~s.over[lane][over_bits - 1]
+                if s.carry[lane]:
+                    s.place_next[lane] @= s.place[lane] - s.cmd.back[0:position_nbits]
+                    s.over_next[lane] @= s.over[lane] - zext(s.cmd.back, over_bits)
+                else:
+                    s.place_next[lane] @= s.place[lane] + s.cmd.turn
+                    s.over_next[lane] @= s.over[lane] + zext(s.cmd.turn, over_bits)
+            s.carry_next @= ~s.over_next[0][over_bits - 1]
+            s.next_last @= s.steps_left == two
+            s.next_round_last @= s.round_left == two
+
+        @update
+        def up_lanes():
+            s.lane_val @= all_lanes
+            s.nonzeros @= lanes
+            if s.round_last:
+                s.lane_val @= s.cmd.round_lanes
+                s.nonzeros @= s.cmd.round_nonzeros
+            if s.last:
+                s.lane_val @= s.cmd.last_lanes
+
+        @update_ff
+        def ff_walk():
+            if s.start:
+                s.steps_left <<= s.given.steps
+                s.last <<= s.given.steps == 1
+                s.advance <<= s.given.first_advance
+            elif s.issue & s.last:
+                s.steps_left <<= s.cmd.steps
+                s.last <<= s.cmd.steps == 1
+                s.advance <<= s.cmd.first_advance
+            elif s.issue:
+                s.steps_left <<= s.steps_left - 1
+                s.last <<= s.next_last
+                if s.next_last:
+                    s.advance <<= s.cmd.last_advance
+                elif s.round_last:
+                    s.advance <<= s.cmd.first_advance
+                elif s.next_round_last:
+                    s.advance <<= s.cmd.round_advance
+                elif s.carry_next:
+                    s.advance <<= s.cmd.step_advance + s.cmd.m
+                else:
+                    s.advance <<= s.cmd.step_advance
+
+        @update_ff
+        def ff_round():
+            if s.start:
+                s.round_left <<= s.given.round_steps
+                s.round_last <<= s.given.round_steps == 1
+                s.code_advance <<= s.given.first_code
+            elif s.issue & (s.last | s.round_last):
+                s.round_left <<= s.cmd.round_steps
+                s.round_last <<= s.cmd.round_steps == 1
+                s.code_advance <<= s.cmd.first_code
+            elif s.issue:
+                s.round_left <<= s.round_left - 1
+                s.round_last <<= s.next_round_last
+                if s.next_round_last:
+                    s.code_advance <<= s.cmd.round_code
+                elif s.carry_next:
+                    s.code_advance <<= s.cmd.step_code + s.cmd.block_code
+                else:
+                    s.code_advance <<= s.cmd.step_code
+
+        @update_ff
+        def ff_lanes():
+            for lane in range(lanes):
+                if s.start:
+                    s.place[lane] <<= s.first_place[0][lane]
+                    s.over[lane] <<= s.first_over[0][lane]
+                    s.offset[lane] <<= s.first_offset[0][lane]
+                    s.shift[lane] <<= s.first_shift[0][lane]
+                elif s.issue & (s.last | s.round_last):
+                    s.place[lane] <<= s.first_place[1][lane]
+                    s.over[lane] <<= s.first_over[1][lane]
+                    s.offset[lane] <<= s.first_offset[1][lane]
+                    s.shift[lane] <<= s.first_shift[1][lane]
+                elif s.issue:
+                    s.place[lane] <<= s.place_next[lane]
+                    s.over[lane] <<= s.over_next[lane]
+                    # The window moves with lane 0; the others come into another of its blocks or not.
+                    if s.carry[lane] & ~s.carry[0]:
+                        s.offset[lane] <<= s.offset[lane] + s.cmd.m[0:position_nbits]
+                        s.shift[lane] <<= s.shift[lane] + s.cmd.block_code[0:shift_nbits]
+                    elif ~s.carry[lane] & s.carry[0]:
+                        s.offset[lane] <<= s.offset[lane] - s.cmd.m[0:position_nbits]
+                        s.shift[lane] <<= s.shift[lane] - s.cmd.block_code[0:shift_nbits]
 
 
 class SequencerRTL(Component):
@@ -119,18 +203,17 @@ class SequencerRTL(Component):
         slice_bits, slice_nibbles = config.slice_bits, 2 * config.slice_bytes
         chain_rows, header_slots = config.chain_rows, config.header_slots
         size_bits = count_bits(window)
-        slot_bits = count_bits(config.group_max)
         act_addr_bits, act_count = count_bits(act_words - 1), count_bits(act_words)
         code_addr_bits = count_bits(code_words - 1)
         value_addr_bits = count_bits(value_words - 1)
         bit_bits, nibble_bits = count_bits(slice_bits - 1), count_bits(slice_nibbles - 1)
-        shift_bits = count_bits(config.code_window_bits) + 1
-        bit_sum = max(bit_bits, shift_bits) + 1
+        bit_sum = max(bit_bits, code_shift_bits(config) + 1) + 1
         nibble_sum = max(nibble_bits, count_bits(config.lanes)) + 1
         position_nbits = position_bits(config)
         shift_sum = size_bits + 1
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
         subtile_nbits, row_bits = subtile_bits(config), count_bits(rows)
+        two_subtiles, two_groups, two_tiles = map(two_in, (subtile_nbits, group_bits, tile_bits))
         length_bits = count_bits(chain_rows)
         acc_addr_bits = count_bits(config.acc_words - 1)
         # With one subtile there is no next one, and its address may not fit the width.
@@ -158,9 +241,6 @@ class SequencerRTL(Component):
         s.tile_left = Wire(tile_bits)  # output tiles, groups and subtiles left, the present one included
         s.group_left = Wire(group_bits)
         s.subtile_left = Wire(subtile_nbits)
-        s.place = Wire(size_bits)  # next nonzero: its number in its block
-        s.left = Wire(slot_bits)  # nonzeros left in the group
-        s.first_step = Wire()
         s.first_group = Wire()
         s.half = Wire()
         # State: rings. base = start of the tile or block, ptr = next step
@@ -183,13 +263,18 @@ class SequencerRTL(Component):
         s.blocks_ready = Wire(3)
         s.halves_free = Wire(2)
         s.drain_timer = Wire(length_bits)
+        # State: what follows from these counters, in registers of its own so that steps are issued in time
+        s.has_tile = Wire()
+        s.has_block = Wire()
+        s.has_half = Wire()
+        s.draining = Wire()
+        s.last_subtile = Wire()
+        s.last_group = Wire()
+        s.last_tile = Wire()
 
         # Wires
         s.issue = Wire()
         s.last_step = Wire()
-        s.last_subtile = Wire()
-        s.last_group = Wire()
-        s.last_tile = Wire()
         s.tile_end = Wire()
         s.out_tile_end = Wire()
         s.block_end = Wire()
@@ -232,20 +317,15 @@ class SequencerRTL(Component):
         s.act_address.step //= s.act_word
 
         # Components: the step's lanes
-        s.schedule = ScheduleRTL(config)
-        s.schedule.n //= s.cmd.n
-        s.schedule.m //= s.cmd.m
-        s.schedule.code //= s.cmd.code
-        s.schedule.code_bits //= s.cmd.code_bits
-        s.schedule.place //= s.place
-        s.schedule.left //= s.left
+        s.walk = StepWalkRTL(config)
+        s.walk.start //= s.command.rdy
+        s.walk.given //= s.command.msg
+        s.walk.cmd //= s.cmd
+        s.walk.issue //= s.issue
+        s.walk.last //= s.last_step
 
         @update
         def up_where():
-            s.last_step @= s.left == zext(s.schedule.count, slot_bits)
-            s.last_subtile @= s.subtile_left == 1
-            s.last_group @= s.group_left == 1
-            s.last_tile @= s.tile_left == 1
             s.rows_here @= rows
             if s.last_subtile:
                 s.rows_here @= s.cmd.last_rows
@@ -260,13 +340,13 @@ class SequencerRTL(Component):
             s.issue @= 0
             s.cause @= idle
             if s.running:
-                if s.blocks_ready == 0:
+                if ~s.has_block:
                     s.cause @= wait_acts
-                elif s.tiles_ready == 0:
+                elif ~s.has_tile:
                     s.cause @= wait_weights
-                elif s.halves_free == 0:
+                elif ~s.has_half:
                     s.cause @= wait_write
-                elif s.last_step & (s.drain_timer != 0):
+                elif s.last_step & s.draining:
                     s.cause @= wait_drain
                 else:
                     s.cause @= busy
@@ -277,41 +357,40 @@ class SequencerRTL(Component):
 
         @update
         def up_next():
-            s.code_bit_sum @= zext(s.code_bit, bit_sum) + zext(s.schedule.code_advance, bit_sum)
+            s.code_bit_sum @= zext(s.code_bit, bit_sum) + zext(s.walk.code_advance, bit_sum)
             s.next_code_ptr @= s.code_ptr
             if s.code_bit_sum >= slice_bits:
-                s.code_bit_sum @= zext(s.code_bit, bit_sum) + zext(s.schedule.code_advance, bit_sum) - slice_bits
+                s.code_bit_sum @= zext(s.code_bit, bit_sum) + zext(s.walk.code_advance, bit_sum) - slice_bits
                 s.next_code_ptr @= s.code_ptr + 1
                 if s.code_ptr == code_words - 1:
                     s.next_code_ptr @= 0
             s.next_code_bit @= s.code_bit_sum[0:bit_bits]
 
-            s.value_nibble_sum @= zext(s.value_nibble, nibble_sum) + zext(s.schedule.count, nibble_sum)
+            s.value_nibble_sum @= zext(s.value_nibble, nibble_sum) + zext(s.walk.nonzeros, nibble_sum)
             s.next_value_ptr @= s.value_ptr
             if s.value_nibble_sum >= slice_nibbles:
                 s.value_nibble_sum @= (
-                    zext(s.value_nibble, nibble_sum) + zext(s.schedule.count, nibble_sum) - slice_nibbles
+                    zext(s.value_nibble, nibble_sum) + zext(s.walk.nonzeros, nibble_sum) - slice_nibbles
                 )
                 s.next_value_ptr @= s.value_ptr + 1
                 if s.value_ptr == value_words - 1:
                     s.next_value_ptr @= 0
             s.next_value_nibble @= s.value_nibble_sum[0:nibble_bits]
 
-            s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.schedule.advance, shift_sum)
+            s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.walk.advance, shift_sum)
             s.next_act_word @= s.act_word
             if s.next_act_shift >= window:
-                s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.schedule.advance, shift_sum) - window
+                s.next_act_shift @= zext(s.act_shift, shift_sum) + zext(s.walk.advance, shift_sum) - window
                 s.next_act_word @= s.act_word + 1
 
         @update
         def up_messages():
-            s.step_next.first @= s.first_step
             s.step_next.last @= s.last_step
             s.step_next.tile_last @= s.tile_end
-            s.step_next.lane_val @= s.schedule.lane_val
-            s.step_next.offset @= s.schedule.offsets
-            s.step_next.place @= s.schedule.places
-            s.step_next.shift @= s.schedule.shifts
+            s.step_next.lane_val @= s.walk.lane_val
+            s.step_next.offset @= s.walk.offsets
+            s.step_next.place @= s.walk.places
+            s.step_next.shift @= s.walk.shifts
             s.step_next.code @= s.cmd.code
             s.step_next.code_mask @= s.cmd.code_mask
             s.step_next.n @= s.cmd.n
@@ -366,9 +445,9 @@ class SequencerRTL(Component):
                 s.tile_left <<= s.command.msg.out_tiles
                 s.group_left <<= s.command.msg.groups
                 s.subtile_left <<= s.command.msg.subtiles
-                s.place <<= 0
-                s.left <<= s.command.msg.slots
-                s.first_step <<= 1
+                s.last_tile <<= s.command.msg.out_tiles == 1
+                s.last_group <<= s.command.msg.groups == 1
+                s.last_subtile <<= s.command.msg.subtiles == 1
                 s.first_group <<= 1
                 s.code_bit <<= 0
                 s.value_nibble <<= 0
@@ -379,9 +458,6 @@ class SequencerRTL(Component):
                 s.acc_addr <<= 0
                 s.running <<= s.command.val
             elif s.issue:
-                s.first_step <<= s.last_step
-                s.place <<= s.schedule.next_place
-                s.left <<= s.left - zext(s.schedule.count, slot_bits)
                 s.code_ptr <<= s.next_code_ptr
                 s.code_bit <<= s.next_code_bit
                 s.value_ptr <<= s.next_value_ptr
@@ -390,7 +466,6 @@ class SequencerRTL(Component):
                 s.act_shift <<= s.next_act_shift[0:position_nbits]
                 if s.last_step:
                     # The next subtile reads the same tile from its start.
-                    s.left <<= s.cmd.slots
                     s.code_ptr <<= s.code_base
                     s.code_bit <<= 0
                     s.value_ptr <<= s.value_base
@@ -399,10 +474,12 @@ class SequencerRTL(Component):
                     s.act_shift <<= s.group_shift
                     s.row_base <<= s.next_row_base.out
                     s.subtile_left <<= s.subtile_left - 1
+                    s.last_subtile <<= s.subtile_left == two_subtiles
                     s.acc_addr <<= s.acc_addr + next_subtile
                     if s.last_subtile:
                         # The next tile: one group further along the rows.
                         s.subtile_left <<= s.cmd.subtiles
+                        s.last_subtile <<= s.cmd.subtiles == 1
                         s.acc_addr <<= 0
                         s.row_base <<= s.block_base
                         s.header <<= s.header + 1
@@ -417,10 +494,12 @@ class SequencerRTL(Component):
                         s.act_word <<= s.next_act_word
                         s.act_shift <<= s.next_act_shift[0:position_nbits]
                         s.group_left <<= s.group_left - 1
+                        s.last_group <<= s.group_left == two_groups
                         s.first_group <<= 0
                         if s.last_group:
                             # The next output tile: back to the start of the rows.
                             s.group_left <<= s.cmd.groups
+                            s.last_group <<= s.cmd.groups == 1
                             s.first_group <<= 1
                             s.half <<= ~s.half
                             s.group_word <<= 0
@@ -428,6 +507,7 @@ class SequencerRTL(Component):
                             s.act_word <<= 0
                             s.act_shift <<= 0
                             s.tile_left <<= s.tile_left - 1
+                            s.last_tile <<= s.tile_left == two_tiles
                             if s.last_tile:
                                 s.running <<= 0
                                 s.block_base <<= s.next_block_base.out
@@ -440,24 +520,36 @@ class SequencerRTL(Component):
                 s.blocks_ready <<= 0
                 s.halves_free <<= 2
                 s.drain_timer <<= 0
+                s.has_tile <<= 0
+                s.has_block <<= 0
+                s.has_half <<= 1
+                s.draining <<= 0
             else:
                 if s.tile_ready & ~s.tile_end:
                     s.tiles_ready <<= s.tiles_ready + 1
+                    s.has_tile <<= 1
                 elif ~s.tile_ready & s.tile_end:
                     s.tiles_ready <<= s.tiles_ready - 1
+                    s.has_tile <<= s.tiles_ready != 1
                 if s.block_ready & ~s.block_end:
                     s.blocks_ready <<= s.blocks_ready + 1
+                    s.has_block <<= 1
                 elif ~s.block_ready & s.block_end:
                     s.blocks_ready <<= s.blocks_ready - 1
+                    s.has_block <<= s.blocks_ready != 1
                 if s.half_free & ~s.out_tile_end:
                     s.halves_free <<= s.halves_free + 1
+                    s.has_half <<= 1
                 elif ~s.half_free & s.out_tile_end:
                     s.halves_free <<= s.halves_free - 1
+                    s.has_half <<= s.halves_free != 1
                 # Partials of a group leave their chain in `length` cycles; the next group may end no sooner.
                 if s.issue & s.last_step:
                     s.drain_timer <<= s.length - 1
+                    s.draining <<= s.length != 1
                 elif s.drain_timer != 0:
                     s.drain_timer <<= s.drain_timer - 1
+                    s.draining <<= s.drain_timer != 1
 
     def line_trace(s):
         return f"{CAUSES[int(s.cause)][-7:]:>7}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
-from accel.config import CoreConfig, count_bits
+from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 
@@ -66,16 +66,25 @@ class UnpackerRTL(Component):
         Command = mk_command_msg(config)
         columns, slice_bytes, slice_bits = config.columns, config.slice_bytes, config.slice_bits
         symmetric_bytes, asymmetric_bytes = config.scale_bytes, config.scale_bytes + 1  # of a header
-        section_bits = count_bits(max(asymmetric_bytes, slice_bytes, config.code_bytes_max, config.value_bytes_max))
         amount = count_bits(slice_bytes)
+        low_bits = amount - 1  # of a number of bytes: those beyond whole slices
+        # Beats of a header, and the bytes of its last one
+        symmetric_beats, asymmetric_beats = -(-symmetric_bytes // slice_bytes), -(-asymmetric_bytes // slice_bytes)
+        symmetric_last = symmetric_bytes - (symmetric_beats - 1) * slice_bytes
+        asymmetric_last = asymmetric_bytes - (asymmetric_beats - 1) * slice_bytes
         code_words, value_words, header_slots = config.code_words, config.value_words, config.header_slots
         code_count, value_count = count_bits(code_words), count_bits(value_words)
         header_count = count_bits(header_slots)
+        code_margin_bits, value_margin_bits = code_count + 1, value_count + 1
+        beat_bits = count_bits(max(asymmetric_beats, code_words, value_words))
         code_addr_bits = count_bits(code_words - 1)
         value_addr_bits = count_bits(value_words - 1)
         header_addr_bits = count_bits(header_slots - 1)
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
+        two_beats, two_groups, two_tiles = map(two_in, (beat_bits, group_bits, tile_bits))
         header_parts = len(config.header_parts)
+        symmetric_single, asymmetric_single = int(symmetric_beats == 1), int(asymmetric_beats == 1)
+        symmetric_take, asymmetric_take = min(slice_bytes, symmetric_bytes), min(slice_bytes, asymmetric_bytes)
         idle, header, codes, values = IDLE, HEADER, CODES, VALUES
 
         # Interface
@@ -96,19 +105,35 @@ class UnpackerRTL(Component):
         # State and wires
         s.section = Wire(2)
         s.cmd = Wire(Command)
-        s.left = Wire(section_bits)  # bytes left of the section
+        s.left = Wire(beat_bits)  # beats left of the section
+        s.last_beat = Wire()
+        s.take_bytes = Wire(amount)  # in the present beat
         s.group = Wire(group_bits)  # tiles left
         s.tile = Wire(tile_bits)
+        s.last_group = Wire()
+        s.last_tile = Wire()
         s.started = Wire()  # the tile has its room
         s.held_bytes = Wire(amount)
-        s.take_bytes = Wire(amount)
         s.code_free = Wire(code_count)
         s.value_free = Wire(value_count)
         s.header_free = Wire(header_count)
+        s.code_margin = Wire(code_margin_bits)  # what is free beyond a tile; negative while there is no room for one
+        s.value_margin = Wire(value_margin_bits)
+        s.has_header = Wire()
         s.code_ptr = Wire(code_addr_bits)
         s.value_ptr = Wire(value_addr_bits)
         s.header_ptr = Wire(header_addr_bits)
-        s.header_bytes = Wire(section_bits)
+        s.header_beats = Wire(beat_bits)
+        s.header_take = Wire(amount)  # in its first beat
+        s.code_last = Wire(amount)  # bytes of the last beat
+        s.value_last = Wire(amount)
+        s.code_take = Wire(amount)  # in their first beats
+        s.value_take = Wire(amount)
+        s.header_last = Wire(amount)
+        s.section_last = Wire(amount)  # a register: bytes of the present section's last beat
+        s.next_last = Wire()
+        s.freed_codes = Wire(code_count)
+        s.freed_values = Wire(value_count)
         s.header_part = Wire(header_parts)  # the bit of the part that the next beat of a header brings
         s.room = Wire()
         s.need = Wire()
@@ -131,28 +156,62 @@ class UnpackerRTL(Component):
             s.gearbox[c].take //= s.beat
             s.gearbox[c].clear //= s.clear
 
+        if slice_bytes == 1:
+
+            @update
+            def up_last_bytes_of_one():
+                s.code_last @= 1
+                s.value_last @= 1
+
+        else:
+
+            @update
+            def up_last_bytes():
+                s.code_last @= slice_bytes
+                if s.cmd.code_bytes[0:low_bits] != 0:
+                    s.code_last @= zext(s.cmd.code_bytes[0:low_bits], amount)
+                s.value_last @= slice_bytes
+                if s.cmd.value_bytes[0:low_bits] != 0:
+                    s.value_last @= zext(s.cmd.value_bytes[0:low_bits], amount)
+
         @update
-        def up_header():
-            s.header_bytes @= symmetric_bytes
+        def up_section():
+            s.header_beats @= symmetric_beats
+            s.header_last @= symmetric_last
+            s.header_take @= symmetric_take
             if s.cmd.asymmetric:
-                s.header_bytes @= asymmetric_bytes
+                s.header_beats @= asymmetric_beats
+                s.header_last @= asymmetric_last
+                s.header_take @= asymmetric_take
+            s.next_last @= s.left == two_beats
+            s.code_take @= slice_bytes
+            if s.cmd.code_words == 1:
+                s.code_take @= s.code_last
+            s.value_take @= slice_bytes
+            if s.cmd.value_words == 1:
+                s.value_take @= s.value_last
+
+        @update
+        def up_freed():
+            s.freed_codes @= 0
+            s.freed_values @= 0
+            if s.tile_freed:
+                s.freed_codes @= s.freed_code_words
+                s.freed_values @= s.freed_value_words
 
         @update
         def up_control():
-            s.take_bytes @= slice_bytes
-            if s.left < slice_bytes:
-                s.take_bytes @= s.left[0:amount]
             s.need @= s.held_bytes < s.take_bytes
             # Ready follows from registers only: room for a whole tile, and too few bytes held.
             s.room @= s.started | (
-                (s.code_free >= s.cmd.code_words) & (s.value_free >= s.cmd.value_words) & (s.header_free != 0)
+                ~s.code_margin[code_margin_bits - 1] & ~s.value_margin[value_margin_bits - 1] & s.has_header
             )
             s.weights.rdy @= (s.section != idle) & s.room & s.need
             s.beat @= (s.section != idle) & s.room & (s.weights.val | ~s.need)
-            s.section_end @= s.beat & (s.left <= slice_bytes)
+            s.section_end @= s.beat & s.last_beat
             s.tile_start @= s.beat & ~s.started
             s.tile_end @= s.section_end & (s.section == values)
-            s.stream_end @= s.tile_end & (s.group == 1) & (s.tile == 1)
+            s.stream_end @= s.tile_end & s.last_group & s.last_tile
             s.command.rdy @= s.section == idle
 
         @update
@@ -174,12 +233,23 @@ class UnpackerRTL(Component):
                     s.section <<= header
                     s.group <<= s.command.msg.groups
                     s.tile <<= s.command.msg.out_tiles
-                    s.left <<= symmetric_bytes
+                    s.last_group <<= s.command.msg.groups == 1
+                    s.last_tile <<= s.command.msg.out_tiles == 1
+                    s.left <<= symmetric_beats
+                    s.last_beat <<= symmetric_single
+                    s.take_bytes <<= symmetric_take
+                    s.section_last <<= symmetric_last
                     if s.command.msg.asymmetric:
-                        s.left <<= asymmetric_bytes
+                        s.left <<= asymmetric_beats
+                        s.last_beat <<= asymmetric_single
+                        s.take_bytes <<= asymmetric_take
+                        s.section_last <<= asymmetric_last
             elif s.beat:
                 s.started <<= ~s.tile_end
-                s.left <<= s.left - zext(s.take_bytes, section_bits)
+                s.left <<= s.left - 1
+                s.last_beat <<= s.next_last
+                if s.next_last:
+                    s.take_bytes <<= s.section_last
                 if s.need:
                     s.held_bytes <<= s.held_bytes + slice_bytes - s.take_bytes
                 else:
@@ -188,20 +258,35 @@ class UnpackerRTL(Component):
                     if s.section == header:
                         if s.cmd.code_bytes != 0:
                             s.section <<= codes
-                            s.left <<= zext(s.cmd.code_bytes, section_bits)
+                            s.left <<= zext(s.cmd.code_words, beat_bits)
+                            s.last_beat <<= s.cmd.code_words == 1
+                            s.take_bytes <<= s.code_take
+                            s.section_last <<= s.code_last
                         else:
                             s.section <<= values
-                            s.left <<= zext(s.cmd.value_bytes, section_bits)
+                            s.left <<= zext(s.cmd.value_words, beat_bits)
+                            s.last_beat <<= s.cmd.value_words == 1
+                            s.take_bytes <<= s.value_take
+                            s.section_last <<= s.value_last
                     elif s.section == codes:
                         s.section <<= values
-                        s.left <<= zext(s.cmd.value_bytes, section_bits)
+                        s.left <<= zext(s.cmd.value_words, beat_bits)
+                        s.last_beat <<= s.cmd.value_words == 1
+                        s.take_bytes <<= s.value_take
+                        s.section_last <<= s.value_last
                     else:
                         s.section <<= header
-                        s.left <<= s.header_bytes
+                        s.left <<= s.header_beats
+                        s.last_beat <<= s.header_beats == 1
+                        s.take_bytes <<= s.header_take
+                        s.section_last <<= s.header_last
                         s.group <<= s.group - 1
-                        if s.group == 1:
+                        s.last_group <<= s.group == two_groups
+                        if s.last_group:
                             s.group <<= s.cmd.groups
+                            s.last_group <<= s.cmd.groups == 1
                             s.tile <<= s.tile - 1
+                            s.last_tile <<= s.tile == two_tiles
                         if s.stream_end:
                             s.section <<= idle
 
@@ -223,6 +308,7 @@ class UnpackerRTL(Component):
                 s.code_free <<= code_words
                 s.value_free <<= value_words
                 s.header_free <<= header_slots
+                s.has_header <<= 1
             elif s.tile_start & s.tile_freed:
                 s.code_free <<= s.code_free - s.cmd.code_words + s.freed_code_words
                 s.value_free <<= s.value_free - s.cmd.value_words + s.freed_value_words
@@ -230,10 +316,38 @@ class UnpackerRTL(Component):
                 s.code_free <<= s.code_free - s.cmd.code_words
                 s.value_free <<= s.value_free - s.cmd.value_words
                 s.header_free <<= s.header_free - 1
+                s.has_header <<= s.header_free != 1
             elif s.tile_freed:
                 s.code_free <<= s.code_free + s.freed_code_words
                 s.value_free <<= s.value_free + s.freed_value_words
                 s.header_free <<= s.header_free + 1
+                s.has_header <<= 1
+
+        @update_ff
+        def ff_margin():
+            if s.section == idle:
+                s.code_margin <<= (
+                    zext(s.code_free, code_margin_bits)
+                    + zext(s.freed_codes, code_margin_bits)
+                    - zext(s.command.msg.code_words, code_margin_bits)
+                )
+                s.value_margin <<= (
+                    zext(s.value_free, value_margin_bits)
+                    + zext(s.freed_values, value_margin_bits)
+                    - zext(s.command.msg.value_words, value_margin_bits)
+                )
+            elif s.tile_start:
+                s.code_margin <<= (
+                    s.code_margin - zext(s.cmd.code_words, code_margin_bits) + zext(s.freed_codes, code_margin_bits)
+                )
+                s.value_margin <<= (
+                    s.value_margin
+                    - zext(s.cmd.value_words, value_margin_bits)
+                    + zext(s.freed_values, value_margin_bits)
+                )
+            else:
+                s.code_margin <<= s.code_margin + zext(s.freed_codes, code_margin_bits)
+                s.value_margin <<= s.value_margin + zext(s.freed_values, value_margin_bits)
 
         @update_ff
         def ff_write():

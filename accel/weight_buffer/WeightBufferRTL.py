@@ -5,11 +5,12 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort
 
 from accel.config import CoreConfig, count_bits
+from accel.delay.DelayRTL import HoldRTL
 from accel.ram.RamRTL import PairRamRTL, RamRTL
 
 
 class WeightBufferRTL(Component):
-    """Holds ``weight_tiles`` of the largest tiles, or more of smaller ones; answers a read one cycle later.
+    """Holds ``weight_tiles`` of the largest tiles, or more of smaller ones; answers a read one cycle later, or two.
 
     A module of its own so that a target may put its memories where it likes.
     """
@@ -22,6 +23,7 @@ class WeightBufferRTL(Component):
         header_addr_bits = count_bits(config.header_slots - 1)
         scale_bits, zero_point_at = config.scale_bits, 8 * config.scale_bytes
         header_bits, parts = config.header_bits, config.header_parts
+        reading = config.has_register("read")
 
         # Interface
         s.data = InPort(slice_bits)
@@ -41,8 +43,8 @@ class WeightBufferRTL(Component):
         s.value_high = OutPort(slice_bits)
 
         # Components
-        s.codes = PairRamRTL(slice_bits, config.code_words)
-        s.values = PairRamRTL(slice_bits, config.value_words)
+        s.codes = PairRamRTL(slice_bits, config.code_words, reading)
+        s.values = PairRamRTL(slice_bits, config.value_words, reading)
 
         # Connections
         s.codes.raddr //= s.code_raddr
@@ -57,6 +59,8 @@ class WeightBufferRTL(Component):
         s.values.wdata //= s.data
         s.values.low //= s.value_low
         s.values.high //= s.value_high
+        s.read_header = HoldRTL(header_bits, 1, reading)
+        s.read_header.out[0] //= s.header
         # A header that is longer than a slice comes in parts, each into a RAM of its own. A list would have to hold
         # components of one shape.
         for i, (begin, end) in enumerate(parts):
@@ -65,7 +69,7 @@ class WeightBufferRTL(Component):
             part.raddr //= s.header_raddr
             part.wen //= s.header_wen[i]
             part.waddr //= s.header_waddr
-            part.rdata //= s.header[begin:end]
+            part.rdata //= s.read_header.in_[0][begin:end]
             scale_end = min(end, scale_bits)
             if begin < scale_end:
                 part.wdata[0 : scale_end - begin] //= s.data[0 : scale_end - begin]

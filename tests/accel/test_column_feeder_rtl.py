@@ -75,7 +75,7 @@ def check_lane(config: CoreConfig, pins: object, rounds: int, seed: int = 1) -> 
     """Code windows of a few blocks, with other bits around them; the lane looks at one nonzero of one block."""
     rng = random.Random(seed)
     numbers = {"none": 0, "index": 1, "bitmask": 2, "rank": 3}
-    choices = [(pattern, code) for pattern in config.patterns() for code in config.codes_of(pattern)]
+    choices = [(pattern, code) for pattern in config.all_patterns for code in config.codes_of(pattern)]
     for turn in range(max(rounds, len(choices))):
         pattern, code = choices[turn] if turn < len(choices) else rng.choice(choices)
         n, m = pattern.n, pattern.m
@@ -144,7 +144,7 @@ def test_every_pattern_of_the_tiny_core_in_every_code(open_pins: Callable) -> No
                     for code, (field, bits) in fields.items():
                         pins.drive(codes=field, shift=0, code=code, mask=(1 << bits) - 1, n=n, place=place)
                         assert pins.read("position") == position
-    assert NMPattern(8, 8) in TINY.patterns()
+    assert NMPattern(8, 8) in TINY.all_patterns
 
 
 # -- the whole feeder ------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_pairs_come_out_three_cycles_later(name: str, changes: dict, level: str,
     rng = random.Random(f"{name}")
     pins = open_pins(FeederBench(config), f"FeederBench_{name}", level)
     position_nbits, shift_nbits = position_bits(config), count_bits(config.code_window_bits - 1)
-    patterns = [p for p in config.patterns() if p.n < p.m and "index" in config.codes_of(p)]
+    patterns = [p for p in config.all_patterns if p.n < p.m and "index" in config.codes_of(p)]
     expected: list[tuple | None] = []
     for _ in range(250):
         if rng.random() < 0.2:

@@ -282,7 +282,7 @@ def test_the_worst_inputs_of_a_small_core_summed_one_by_one() -> None:
 def test_a_weight_word_feeds_any_step(config: CoreConfig) -> None:
     """The bits of a slice cover what one step reads, by walking each pattern's steps from each start."""
     worst_bits, worst_bytes = 1, 1
-    for pattern in config.patterns():
+    for pattern in config.all_patterns:
         n, m = pattern.n, pattern.m
         if n == m:
             continue
@@ -336,7 +336,7 @@ def test_geometry_covers_every_row_and_column(config: CoreConfig) -> None:
     assert (config.column_groups - 1) * config.result_lanes < config.columns
     assert config.column_groups * config.result_lanes >= config.columns
     assert config.word_bytes == config.columns * config.slice_bytes
-    assert config.patterns() == [NMPattern(n, m) for m in range(1, config.window + 1) for n in range(1, m + 1)]
+    assert list(config.all_patterns) == [NMPattern(n, m) for m in range(1, config.window + 1) for n in range(1, m + 1)]
 
 
 @given(core_configs(), st.data())

@@ -74,6 +74,10 @@ SWEEP = [
     {"window": 2, "act_words": 64},
     {"window": 5},
     {"window": 12, "slice_bytes": 4},
+    {"patterns": ("2:4",)},
+    {"patterns": ("1:1", "3:7", "4:8")},
+    {"patterns": ("1:1",), "codes": ()},
+    {"lanes": 4, "window": 4, "patterns": ("1:1",), "codes": (), "act_words": 64},
     {"act_bits": 4},
     {"act_bits": 16},
     {"asymmetric": False},
@@ -101,6 +105,15 @@ SWEEP = [
     {"act_ports": 2},
     {"rows": 5, "act_ports": 3},
     {"result_lanes": 2},
+    {"registers": ("read",)},
+    {"registers": ("multiplexer",)},
+    {"registers": ("multiplier",)},
+    {"registers": ("adders",)},
+    {"registers": ("scale",)},
+    {"registers": ("scale",), "act_bits": 4, "asymmetric": False},
+    {"decode_registers": 1},
+    {"decode_registers": 4},
+    {"decode_registers": 8, "registers": ("read", "multiplexer", "multiplier", "adders", "scale")},
     {"rows": 1, "columns": 1, "lanes": 1, "window": 8},
 ]
 
@@ -135,6 +148,13 @@ VERILATED = [
     TINY.replace(scale_bits=16),
     TINY.replace(rows=3, columns=5, lanes=3, window=12, slice_bytes=4, act_bits=4, drain_chains=2, act_ports=2),
     TINY.replace(rows=5, columns=3, act_bits=16, asymmetric=False, codes=("bitmask",), result_lanes=2, subtiles=3),
+    TINY.replace(
+        lanes=4,
+        slice_bytes=4,
+        patterns=("1:1", "2:4", "4:8"),
+        registers=("read", "multiplexer", "multiplier", "adders", "scale"),
+        decode_registers=3,
+    ),
     TINY.replace(rows=1, columns=7, lanes=4, window=5, slice_bytes=8, scale_bits=3, group_max=15, codes=("index",)),
 ]
 

@@ -186,9 +186,16 @@ def _map_commands(top: str, target: Target, multipliers: Multipliers, keep: str)
     mostly = target.with_dsp if multipliers.choice == "all" else target.no_dsp
     return [
         *multipliers.commands(target),
+        *_own_maps(target, multipliers),
         *(" ".join(step.format(top=top, keep=keep, dsp=mostly).split()) for step in target.steps),
         f"tee -q -o {STATISTICS} stat -json",
     ]
+
+
+def _own_maps(target: Target, multipliers: Multipliers) -> list[str]:
+    soft = [target.own_multiplier_map] if target.own_multiplier_map and multipliers.choice != "all" else []
+    maps = [*soft, *target.own_maps]
+    return ["opt_expr", "opt_clean", "wreduce", "opt_clean", *(f"techmap {step}" for step in maps)] if maps else []
 
 
 def _run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 #: How multipliers are built: in the device's multiplier blocks, or of LUTs.
 DSP_CHOICES = ("all", "scale", "none")
@@ -63,6 +64,10 @@ class Target:
     abc9: bool = True
     #: Arguments of techmap that put the selection `blocks` into multiplier blocks; empty where only all can be.
     dsp_maps: tuple[str, ...] = ()
+    #: Arguments of techmap with rules of our own that come before the target's: for everything, and for multipliers
+    #: that are built of LUTs.
+    own_maps: tuple[str, ...] = ()
+    own_multiplier_map: str = ""
     #: Cells of registers and blocks, which are named after the nets that they drive.
     named: str = ""
     #: Words and bits from which on a memory must be block RAM; None if there is none.
@@ -105,6 +110,8 @@ _FF = Resources(ff=1)
 _NOTHING = Resources()
 _CARRY = Resources(lut=2, carry=2)
 
+_ECP5_MAP = "ecp5_map.v"
+
 ECP5 = Target(
     name="ecp5",
     title="Lattice ECP5",
@@ -127,6 +134,9 @@ ECP5 = Target(
         "-D DSP_NAME=$__MUL18X18 @blocks",
         "-map +/lattice/dsp_map_18x18.v t:$__MUL18X18",
     ),
+    own_maps=(f"-map {_ECP5_MAP} t:$add t:$bmux",),
+    own_multiplier_map=f"-map {_ECP5_MAP} t:$mul",
+    files={_ECP5_MAP: Path(__file__).with_name(_ECP5_MAP).read_text(encoding="utf-8")},
     named="t:TRELLIS_FF t:MULT18X18D t:DP16KD t:PDPW16KD t:TRELLIS_DPR16X4",
     block_ram_from=_BLOCK_RAM_FROM,
     block_ram=r"\$__(DP|PDPW)16KD_",

@@ -1,0 +1,61 @@
+"""Values some cycles later: registers in a row, or just wires."""
+
+from __future__ import annotations
+
+from pymtl3 import Component, InPort, OutPort, Wire, update_ff
+
+
+class HoldRTL(Component):
+    """Values of ``nbits`` each, ``cycles`` (0 for wires) cycles later. Not for valid bits: nothing is reset."""
+
+    def construct(s, nbits, values, cycles):
+        s.in_ = [InPort(nbits) for _ in range(values)]
+        s.out = [OutPort(nbits) for _ in range(values)]
+
+        if cycles == 0:
+            for i in range(values):
+                s.out[i] //= s.in_[i]
+        else:
+            s.held = [[Wire(nbits) for _ in range(values)] for _ in range(cycles)]
+            for i in range(values):
+                s.out[i] //= s.held[cycles - 1][i]
+
+            @update_ff
+            def ff_hold():
+                for i in range(values):
+                    s.held[0][i] <<= s.in_[i]
+                for cycle in range(1, cycles):
+                    for i in range(values):
+                        s.held[cycle][i] <<= s.held[cycle - 1][i]
+
+
+class DelayRTL(Component):
+    """A message and its valid bit, ``cycles`` (0 for wires) cycles later. Only the valid bit is reset."""
+
+    def construct(s, Type, cycles):
+        s.val = InPort()
+        s.msg = InPort(Type)
+        s.val_out = OutPort()
+        s.msg_out = OutPort(Type)
+
+        if cycles == 0:
+            s.val_out //= s.val
+            s.msg_out //= s.msg
+        else:
+            s.vals = [Wire() for _ in range(cycles)]
+            s.msgs = [Wire(Type) for _ in range(cycles)]
+            s.val_out //= s.vals[cycles - 1]
+            s.msg_out //= s.msgs[cycles - 1]
+
+            @update_ff
+            def ff_delay():
+                s.msgs[0] <<= s.msg
+                for i in range(1, cycles):
+                    s.msgs[i] <<= s.msgs[i - 1]
+                if s.reset:
+                    for i in range(cycles):
+                        s.vals[i] <<= 0
+                else:
+                    s.vals[0] <<= s.val
+                    for i in range(1, cycles):
+                        s.vals[i] <<= s.vals[i - 1]
