@@ -257,6 +257,7 @@ class CoreEnergy:
             "Cells of a block are those of its module mapped by itself; what mapping the whole would save is not taken "
             "off.",
             "A memory without a read enable is read in every cycle, used or not.",
+            "Whether the core fits a device is not looked at.",
             "Not included: static power, pins, the clock's tree above flip-flops"
             + (" and wires." if self.mapped.liberty is not None else "."),
         ]
