@@ -174,15 +174,16 @@ def _core_text(core: Mapping[str, Any], pattern: str, objective: str) -> str:
     found = core["speeds"][pattern][objective]
     area = core["area"]
     named = "<br>".join(f"{title} {core['parameters'][name]:,}" for name, title in PARAMETERS.items())
+    patterns = escape(", ".join(core["parameters"]["patterns"]), quote=False)
     return (
         f"<b>{found['tokens_per_second']:,.3f} tokens/s</b>, bound by {found['bound']}<br>{found['cycles']:,} cycles"
-        f"<br>{area['lut']:,} LUTs, {area['dsp']} DSP, {area['bram']} block RAMs<br>{named}"
+        f"<br>{area['lut']:,} LUTs, {area['dsp']} DSP, {area['bram']} block RAMs<br>{named}<br>made for {patterns}"
     )
 
 
 def _section(document: Mapping[str, Any], number: int, pattern: str, objective: str) -> str:
     front = document["fronts"][pattern][objective]
-    heads = ["LUTs", "DSP", "block RAMs", *PARAMETERS.values(), "tokens/s", "cycles"]
+    heads = ["LUTs", "DSP", "block RAMs", *PARAMETERS.values(), "made for", "tokens/s", "cycles"]
     rows = []
     for index in front:
         core = document["cores"][index]
@@ -190,6 +191,7 @@ def _section(document: Mapping[str, Any], number: int, pattern: str, objective: 
         values = [
             *(f"{core['area'][kind]:,}" for kind in ("lut", "dsp", "bram")),
             *(f"{core['parameters'][name]:,}" for name in PARAMETERS),
+            escape(", ".join(core["parameters"]["patterns"])),
             f"{found['tokens_per_second']:,.3f}",
             f"{found['cycles']:,}",
         ]
@@ -198,6 +200,6 @@ def _section(document: Mapping[str, Any], number: int, pattern: str, objective: 
     return (
         f'<section><h2>{escape(pattern)}, {escape(objective)}</h2><p class="note">No core of the front has another '
         f'one that is both smaller and faster.</p><div class="panel"><div id="plot{number}"></div></div>'
-        f'<div class="panel" style="overflow-x:auto"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}'
+        f'<div class="panel scroll wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}'
         "</tbody></table></div></section>\n"
     )

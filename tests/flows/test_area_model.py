@@ -168,6 +168,19 @@ def test_memories_are_where_yosys_puts_them(words: int, width: int, block_rams: 
     assert memory_area(words, width)[:2] == (block_rams, cells)
 
 
+@pytest.mark.parametrize(
+    ("act_bits", "asymmetric", "group_max", "partial_bits", "blocks"),
+    # As yosys 0.70 maps scale units.
+    [(4, True, 32, 13, 1), (8, False, 64, 18, 1), (8, True, 128, 19, 1), (8, True, 256, 20, 2), (16, True, 32, 25, 2)],
+)
+def test_scale_units_take_as_many_blocks_as_yosys_gives_them(
+    act_bits: int, asymmetric: bool, group_max: int, partial_bits: int, blocks: int
+) -> None:
+    config = load_preset("edge").replace(act_bits=act_bits, asymmetric=asymmetric, group_max=group_max)
+    assert config.partial_bits == partial_bits
+    assert scale_dsp(config) == blocks
+
+
 @given(st.integers(0, 3000))
 def test_multiplier_blocks_stay_within_their_number(blocks: int) -> None:
     config = load_preset("edge")
