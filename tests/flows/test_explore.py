@@ -326,6 +326,11 @@ def test_results_come_from_every_item() -> None:
     assert list(parallel.Workers(2).run(abs, [])) == []
 
 
+def test_a_worker_that_dies_is_told_of() -> None:
+    with pytest.raises(OSError, match=r"A worker process has ended before its work was done.* fewer --jobs\."):
+        list(parallel.Workers(2).run(os._exit, [1, 2, 3]))
+
+
 # -- what people see -----------------------------------------------------------------------------------------
 
 
