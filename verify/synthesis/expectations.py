@@ -8,6 +8,7 @@ from typing import Any
 
 from accel.config import CoreConfig
 from accel.core.CoreMsg import mk_group_msg, mk_step_msg
+from accel.ram.RamRTL import ram_columns
 
 
 @dataclass(frozen=True)
@@ -77,29 +78,35 @@ def expectations(config: CoreConfig) -> Expectations:
         memories=tuple(_memories(config)),
         constants=tuple(_constants(config)),
         # An activation selected by an index is a $bmux or, read by another frontend, a $shiftx.
-        parts=(Part("PERTL_", "window_multiplexers", ("$bmux", "$shiftx")),),
+        parts=(Part("MultiplexerRTL_", "window_multiplexer", ("$bmux", "$shiftx")),),
     )
 
 
 def _memories(config: CoreConfig) -> list[ExpectedMemory]:
     rows, columns = range(config.rows), range(config.columns)
     found = [
-        ExpectedMemory(f"acts_buffer.{bank}_bank[{row}].words", config.act_words // 2, config.act_port_bits)
+        (f"acts_buffer.{bank}_bank[{row}]", config.act_words // 2, config.act_port_bits)
         for bank in ("even", "odd")
         for row in rows
     ]
+    rings = [("values", config.value_words)]
+    if config.codes:
+        rings.append(("codes", config.code_words))
     for column in columns:
-        for ring, words in (("codes", config.code_words), ("values", config.value_words)):
+        for ring, words in rings:
             found += [
-                ExpectedMemory(f"column[{column}].buffer.{ring}.{bank}.words", words // 2, config.slice_bits)
-                for bank in ("even", "odd")
+                (f"column[{column}].buffer.{ring}.{bank}", words // 2, config.slice_bits) for bank in ("even", "odd")
             ]
         found += [
-            ExpectedMemory(f"column[{column}].acc[{chain}].half[{half}].words", config.acc_words, config.acc_bits)
+            (f"column[{column}].acc[{chain}].half[{half}]", config.acc_words, config.acc_bits)
             for chain in range(config.drain_chains)
             for half in range(2)
         ]
-    return found
+    return [
+        ExpectedMemory(f"{path}.column{number}.words", words, high - low)
+        for path, words, width in found
+        for number, (low, high) in enumerate(ram_columns(width, words))
+    ]
 
 
 def _constants(config: CoreConfig) -> list[ConstantBits]:
