@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import combinations
 
 import pytest
@@ -12,7 +13,8 @@ from pymtl3 import Component, InPort, OutPort
 from accel import CoreConfig, load_preset
 from accel.column_feeder.ColumnFeederRTL import BitmaskDecoderRTL, LaneDecoderRTL, RankDecoderRTL
 from accel.config import count_bits
-from accel.core.CoreMsg import position_bits
+from accel.core.CoreMsg import index_bits, position_bits
+from accel.schedule import schedule
 from quant import NMPattern
 
 TINY = load_preset("tiny")
@@ -27,26 +29,56 @@ def width(largest: int) -> int:
     return max(1, len(f"{largest:b}"))
 
 
+def check_positions(pins: object, questions: Iterable[tuple[dict, int, str]], cycles: int) -> None:
+    """A new question each cycle; the answer is there so many cycles later (0: at once)."""
+    waiting: deque[tuple[int, str]] = deque()
+    for inputs, position, what in questions:
+        pins.drive(**inputs)
+        waiting.append((position, what))
+        if len(waiting) > cycles:
+            position, what = waiting.popleft()
+            assert pins.read("position") == position, what
+        if cycles:
+            pins.tick()
+    while waiting:
+        position, what = waiting.popleft()
+        assert pins.read("position") == position, what
+        pins.tick()
+
+
 # -- rank ------------------------------------------------------------------------------------------------
 
 
-def check_all_ranks(pins: object, m_max: int) -> None:
-    for m in range(1, m_max + 1):
-        for n in range(1, m + 1):
-            for rank, kept in enumerate(kept_sets(n, m)):
-                for place in range(n):
-                    pins.drive(rank=rank, n=n, place=place)
-                    assert pins.read("position") == kept[place], f"{n}:{m}, rank {rank}, place {place}"
+def check_all_ranks(pins: object, m_max: int, registers: int = 0) -> None:
+    questions = [
+        ({"rank": rank, "n": n, "place": place}, kept[place], f"{n}:{m}, rank {rank}, place {place}")
+        for m in range(1, m_max + 1)
+        for n in range(1, m + 1)
+        for rank, kept in enumerate(kept_sets(n, m))
+        for place in range(n)
+    ]
+    if registers:
+        # Neighbours differ in all inputs, and each is asked about between two others.
+        random.Random(m_max).shuffle(questions)
+    check_positions(pins, questions, registers)
 
 
-def rank_decoder(m_max: int, extra_position_bits: int = 0) -> RankDecoderRTL:
+def rank_decoder(m_max: int, extra_position_bits: int = 0, registers: int = 0) -> RankDecoderRTL:
     largest_rank = max(len(kept_sets(n, m_max)) for n in range(m_max + 1))
-    return RankDecoderRTL(m_max, width(largest_rank), width(m_max - 1) + extra_position_bits)
+    return RankDecoderRTL(m_max, width(largest_rank), width(m_max - 1) + extra_position_bits, registers)
 
 
 @pytest.mark.parametrize(("m_max", "extra"), [*((m, 0) for m in range(1, 9)), (8, 1), (8, 2), (4, 1)])
 def test_every_rank_of_every_pattern(m_max: int, extra: int, open_pins: Callable) -> None:
     check_all_ranks(open_pins(rank_decoder(m_max, extra), f"RankDecoder_{m_max}_{extra}", "python"), m_max)
+
+
+@pytest.mark.parametrize(
+    ("m_max", "registers"), [*((m, m - 1) for m in range(2, 9)), (5, 1), (5, 2), (5, 3), (8, 1), (8, 3)]
+)
+def test_every_rank_some_cycles_later(m_max: int, registers: int, open_pins: Callable) -> None:
+    pins = open_pins(rank_decoder(m_max, 0, registers), f"RankDecoder_{m_max}_at_{registers}", "python")
+    check_all_ranks(pins, m_max, registers)
 
 
 def test_every_rank_of_every_pattern_in_the_translation(open_pins: Callable) -> None:
@@ -59,13 +91,16 @@ def test_every_rank_of_every_pattern_in_the_translation(open_pins: Callable) -> 
 @pytest.mark.parametrize("m_max", range(1, 7))
 def test_every_bitmask(m_max: int, open_pins: Callable) -> None:
     """Masks of all bits: of a shorter block, the upper ones are those of the blocks after it."""
-    decoder = BitmaskDecoderRTL(m_max, width(m_max - 1))
-    pins = open_pins(decoder, f"BitmaskDecoder_{m_max}", "python")
-    for mask in range(1 << m_max):
-        kept = [bit for bit in range(m_max) if mask >> bit & 1]
-        for place, position in enumerate(kept):
-            pins.drive(mask=mask, place=place)
-            assert pins.read("position") == position
+    for registers in range(m_max):
+        decoder = BitmaskDecoderRTL(m_max, width(m_max - 1), registers)
+        questions = []
+        for mask in range(1 << m_max):
+            kept = [bit for bit in range(m_max) if mask >> bit & 1]
+            for place, position in enumerate(kept):
+                questions.append(({"mask": mask, "place": place}, position, f"{mask:b}, place {place}"))
+        if registers:
+            random.Random(m_max).shuffle(questions)
+        check_positions(open_pins(decoder, f"BitmaskDecoder_{m_max}_{registers}", "python"), questions, registers)
 
 
 # -- a lane's decoder ------------------------------------------------------------------------------------
@@ -75,6 +110,7 @@ def check_lane(config: CoreConfig, pins: object, rounds: int, seed: int = 1) -> 
     """Code windows of a few blocks, with other bits around them; the lane looks at one nonzero of one block."""
     rng = random.Random(seed)
     numbers = {"none": 0, "index": 1, "bitmask": 2, "rank": 3}
+    questions = []
     choices = [(pattern, code) for pattern in config.all_patterns for code in config.codes_of(pattern)]
     for turn in range(max(rounds, len(choices))):
         pattern, code = choices[turn] if turn < len(choices) else rng.choice(choices)
@@ -94,16 +130,17 @@ def check_lane(config: CoreConfig, pins: object, rounds: int, seed: int = 1) -> 
         shift = rng.randint(0, config.code_window_bits - field_bits) if field_bits else 0
         shift = min(shift, config.code_window_bits - 1)
         cleared = noise & ~(((1 << field_bits) - 1) << shift)
-        pins.drive(
-            codes=cleared | field << shift,
-            shift=shift,
-            code=numbers[code],
-            mask=(1 << field_bits) - 1,
-            n=n,
-            place=place,
-        )
+        inputs = {
+            "codes": cleared | field << shift,
+            "shift": shift,
+            "code": numbers[code],
+            "mask": (1 << field_bits) - 1,
+            "n": n,
+            "place": place,
+        }
         expected = place if code == "none" else kept[place]
-        assert pins.read("position") == expected, f"{pattern} by {code}, {kept}, place {place}, shift {shift}"
+        questions.append((inputs, expected, f"{pattern} by {code}, {kept}, place {place}, shift {shift}"))
+    check_positions(pins, questions, config.decode_registers)
 
 
 LANE_CORES = {
@@ -115,7 +152,16 @@ LANE_CORES = {
     "window2": TINY.replace(window=2, act_words=64),
     "window3": TINY.replace(window=3, lanes=3, act_words=64, slice_bytes=4),
     "window9": TINY.replace(window=9, codes=("rank", "bitmask"), lanes=3),
+    "some_patterns": TINY.replace(patterns=("1:1", "2:4", "4:8", "1:2"), lanes=4, slice_bytes=4),
+    "small_blocks": TINY.replace(patterns=("2:3", "1:2"), window=12),
+    "dense": TINY.replace(patterns=("1:1",), codes=()),
     "edge": load_preset("edge"),
+    **{f"decode{i}": TINY.replace(decode_registers=i) for i in range(1, 9)},
+    "window1_decode8": TINY.replace(window=1, lanes=1, act_words=128, decode_registers=8),
+    "window3_decode2": TINY.replace(window=3, lanes=3, act_words=64, slice_bytes=4, decode_registers=2),
+    "index_decode1": TINY.replace(codes=("index",), window=5, decode_registers=1),
+    "bitmask_decode8": TINY.replace(codes=("bitmask",), window=12, slice_bytes=4, decode_registers=8),
+    "edge_decode4": load_preset("edge").replace(decode_registers=4),
 }
 
 
@@ -158,10 +204,9 @@ class FeederBench(Component):
         from accel.core.CoreMsg import mk_step_msg
 
         lanes, position_nbits, weight_bits = config.lanes, position_bits(config), config.weight_bits
-        shift_nbits = count_bits(config.code_window_bits - 1)
+        index_nbits, shift_nbits = index_bits(config), count_bits(config.code_window_bits - 1)
         Step = mk_step_msg(config)
         s.step_val = InPort()
-        s.first = InPort()
         s.last = InPort()
         s.lane_val = InPort(lanes)
         s.offset = InPort(lanes * position_nbits)
@@ -177,9 +222,8 @@ class FeederBench(Component):
         s.values = InPort(2 * config.slice_bits)
         s.tile_header = InPort(config.header_bits)
         s.val = OutPort()
-        s.first_out = OutPort()
         s.last_out = OutPort()
-        s.index = OutPort(lanes * position_nbits)
+        s.index = OutPort(lanes * index_nbits)
         s.weight = OutPort(lanes * weight_bits)
         s.scale = OutPort(config.scale_bits)
         s.feeder = ColumnFeederRTL(config)
@@ -197,41 +241,67 @@ class FeederBench(Component):
         s.feeder.value_high //= s.values[config.slice_bits : 2 * config.slice_bits]
         s.feeder.header //= s.tile_header
         s.feeder.val //= s.val
-        s.feeder.first //= s.first_out
         s.feeder.last //= s.last_out
         s.feeder.scale //= s.scale
         for lane in range(lanes):
-            s.index[lane * position_nbits : (lane + 1) * position_nbits] //= s.feeder.index[lane]
+            s.index[lane * index_nbits : (lane + 1) * index_nbits] //= s.feeder.index[lane]
             s.weight[lane * weight_bits : (lane + 1) * weight_bits] //= s.feeder.weight[lane]
 
 
+FEEDERS = {
+    "zero_points": {},
+    "wide_scales": {"scale_bits": 16},
+    "symmetric": {"asymmetric": False, "codes": ("index",), "window": 5, "lanes": 3},
+    "some_patterns": {"patterns": ("1:2", "2:4", "4:8"), "lanes": 4, "slice_bytes": 4},
+    "one_lane_used": {"patterns": ("1:8",), "lanes": 3, "slice_bytes": 4},
+    "read": {"registers": ("read",)},
+    "other_registers": {"registers": ("multiplexer", "multiplier", "adders", "scale")},
+    **{f"decode{i}": {"decode_registers": i} for i in range(1, 9)},
+    "all_registers": {
+        "patterns": ("1:2", "2:4", "4:8"),
+        "lanes": 4,
+        "slice_bytes": 4,
+        "registers": ("read", "multiplexer", "multiplier", "adders", "scale"),
+        "decode_registers": 3,
+    },
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "changes", "level"),
-    [
-        ("zero_points", {}, "python"),
-        ("wide_scales", {"scale_bits": 16}, "python"),
-        ("symmetric", {"asymmetric": False, "codes": ("index",), "window": 5, "lanes": 3}, "python"),
-        ("zero_points", {}, "verilog"),
-    ],
+    ("name", "level"),
+    [*((name, "python") for name in FEEDERS), ("zero_points", "verilog"), ("all_registers", "verilog")],
 )
-def test_pairs_come_out_three_cycles_later(name: str, changes: dict, level: str, open_pins: Callable) -> None:
-    """Steps of random blocks at random places in the slices; expected pairs by taking positions from lists."""
-    config = TINY.replace(**changes)
+def test_pairs_come_out_some_cycles_later(name: str, level: str, open_pins: Callable) -> None:
+    """Steps of random blocks at random places in the slices; expected pairs by taking positions from lists.
+
+    Three cycles later, and one more for each register after the read and in the decoding. What the weight buffer
+    answers comes in the step's cycle, or in the one after it with a register there.
+    """
+    config = TINY.replace(**FEEDERS[name])
     rng = random.Random(f"{name}")
     pins = open_pins(FeederBench(config), f"FeederBench_{name}", level)
     position_nbits, shift_nbits = position_bits(config), count_bits(config.code_window_bits - 1)
+    index_nbits = index_bits(config)
+    reading = "read" in config.registers
+    cycles = 3 + reading + config.decode_registers
     patterns = [p for p in config.all_patterns if p.n < p.m and "index" in config.codes_of(p)]
+    lowest = [low for low, _ in config.lane_reach]
+    pair = (1 << 2 * config.slice_bits) - 1
     expected: list[tuple | None] = []
+    answers = deque([{"codes": rng.getrandbits(16), "values": rng.getrandbits(16), "tile_header": 5}] * reading)
     for _ in range(250):
         if rng.random() < 0.2:
             pins.drive(step_val=0, lane_val=rng.getrandbits(config.lanes))
+            answers.append({"codes": rng.getrandbits(2 * config.slice_bits), "values": rng.getrandbits(16)})
             expected.append(None)
         else:
             pattern = rng.choice(patterns)
             n, m = pattern.n, pattern.m
+            step = rng.choice(schedule(pattern, config.group_max // m * m, config.lanes, config.window))
             blocks = [rng.choice(kept_sets(n, m)) for _ in range(config.window // m)]
-            slots = [(block, place) for block in range(len(blocks)) for place in range(n)]
-            count = rng.randint(1, min(config.lanes, len(slots)))
+            count = step.count
+            # Block in the window and place among its kept weights, of each lane
+            slots = [divmod(step.first % n + lane, n) for lane in range(count)]
             nibbles = [rng.randrange(16) for _ in range(config.lanes)]
             zero = rng.randrange(16) if config.asymmetric else 0
             asymmetric = bool(config.asymmetric and rng.random() < 0.7)
@@ -239,15 +309,17 @@ def test_pairs_come_out_three_cycles_later(name: str, changes: dict, level: str,
             code_bit = rng.randrange(config.slice_bits)
             nibble_at = rng.randrange(2 * config.slice_bytes)
             bits = width(m - 1)
-            codes = sum(blocks[b][p] << lane * bits for lane, (b, p) in enumerate(slots[:count]))
-            first, last = rng.randrange(2), rng.randrange(2)
+            codes = sum(blocks[b][p] << lane * bits for lane, (b, p) in enumerate(slots))
+            last = rng.randrange(2)
             pins.drive(
                 step_val=1,
-                first=first,
                 last=last,
                 lane_val=(1 << count) - 1,
-                offset=sum(b * m << i * position_nbits for i, (b, _) in enumerate(slots[:count])),
-                place=sum(p << i * position_nbits for i, (_, p) in enumerate(slots[:count])),
+                # From the lowest position that a lane reaches, which may be beyond the block's first one
+                offset=sum(
+                    (b * m - lowest[i]) % (1 << position_nbits) << i * position_nbits for i, (b, _) in enumerate(slots)
+                ),
+                place=sum(p << i * position_nbits for i, (_, p) in enumerate(slots)),
                 shift=sum(i * bits << i * shift_nbits for i in range(count)),
                 code=1,
                 code_mask=(1 << bits) - 1,
@@ -255,26 +327,32 @@ def test_pairs_come_out_three_cycles_later(name: str, changes: dict, level: str,
                 asymmetric=asymmetric,
                 code_bit=code_bit,
                 value_nibble=nibble_at,
-                codes=codes << code_bit & ((1 << 2 * config.slice_bits) - 1),
-                values=sum(v << 4 * (nibble_at + i) for i, v in enumerate(nibbles))
-                & ((1 << 2 * config.slice_bits) - 1),
-                tile_header=scale | zero << config.scale_bits,
+            )
+            answers.append(
+                {
+                    "codes": codes << code_bit & pair,
+                    "values": sum(v << 4 * (nibble_at + i) for i, v in enumerate(nibbles)) & pair,
+                    "tile_header": scale | zero << config.scale_bits,
+                }
             )
             pairs = []
-            for (b, p), nibble in zip(slots, nibbles, strict=False):
+            for lane, ((b, p), nibble) in enumerate(zip(slots, nibbles, strict=False)):
                 value = nibble - zero if asymmetric else nibble - 16 * (nibble > 7)
-                pairs.append((b * m + blocks[b][p], value))
-            expected.append((first, last, scale, pairs[:count] + [(0, 0)] * (config.lanes - count)))
+                pairs.append((b * m + blocks[b][p] - lowest[lane], value))
+            expected.append((last, scale, pairs + [(0, 0)] * (config.lanes - count)))
+        pins.drive(**answers.popleft())
         pins.tick()
-        if len(expected) < 3:
+        if len(expected) < cycles:
             continue
-        want = expected[-3]
+        want = expected[-cycles]
         assert pins.read("val") == (want is not None)
         if want is None:
+            # Between steps, multiplexers are asked for what exists.
+            assert pins.read("index") == 0
             continue
-        assert (pins.read("first_out"), pins.read("last_out"), pins.read("scale")) == want[:3]
-        for lane, (index, value) in enumerate(want[3]):
-            got_index = pins.read("index") >> lane * position_nbits & ((1 << position_nbits) - 1)
+        assert (pins.read("last_out"), pins.read("scale")) == want[:2]
+        for lane, (index, value) in enumerate(want[2]):
+            got_index = pins.read("index") >> lane * index_nbits & ((1 << index_nbits) - 1)
             got_weight = pins.read("weight") >> lane * config.weight_bits & ((1 << config.weight_bits) - 1)
             assert got_index == index
             assert got_weight == value % (1 << config.weight_bits)
