@@ -91,16 +91,18 @@ def read_points(file: Path) -> AreaPoints:
     Raises
     ------
     ValueError
-        It holds no points, or those of cores that another version of the generator has made.
+        There is no such file, or it holds no points, or those of cores that another version of the generator has made.
     OSError
         It cannot be read.
     """
+    command = "nimble explore --measure {}" + ("" if file == SHIPPED else f" --points {file}")
+    if not file.exists():
+        raise ValueError(f"There is no file {file} of synthesised cores; measure some with: {command.format(40)}")
     points = _parse(file)
     if points.sources != sources_digest():
         raise ValueError(
             f"The cores in {file} were synthesised from other sources than this version's, so their areas are not "
-            f"those of its cores; measure them anew with: nimble explore --measure {len(points.points)}"
-            + ("" if file == SHIPPED else f" --points {file}")
+            f"those of its cores; measure them anew with: {command.format(len(points.points) or 40)}"
         )
     return points
 

@@ -113,8 +113,7 @@ def explore(
 ) -> Report:
     """Sweep cores for a model: LUTs by a model of synthesised ones, tokens/s as nimble estimate, and the best of both.
 
-    Parameters that are not swept are those of --preset or --config, by default of the edge core. The area is that on
-    Lattice ECP5; its error on cores that it was not fitted to is printed.
+    Other parameters are those of --preset or --config, else of the edge core. LUTs are those of Lattice ECP5.
     """
     from flows.parallel import Workers
 

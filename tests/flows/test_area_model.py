@@ -263,6 +263,12 @@ def test_points_of_other_sources_are_refused_and_measured_anew(tmp_path: Path, r
     assert area_points.read_points(file) == points
 
 
+def test_a_missing_file_is_told_how_to_be_made(tmp_path: Path) -> None:
+    file = tmp_path / "none.json"
+    with pytest.raises(ValueError, match=r"measure some with: nimble explore --measure 40 --points .*none\.json$"):
+        area_points.read_points(file)
+
+
 def test_points_of_cores_with_other_parameters_are_stale(tmp_path: Path) -> None:
     file = tmp_path / "points.json"
     area_points.measure(file, 2, lambda function, numbers: map(fake, numbers))
