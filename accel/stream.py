@@ -173,7 +173,7 @@ def layout_for(
     given = pattern
     if pattern.is_dense:
         pattern = NMPattern(1, 1)  # the same stream for any n:n, and no block to fit the window
-    if pattern.m > config.m_max:
+    if pattern.m > config.window:
         raise ConfigError(
             f"Pattern {pattern} has blocks of {pattern.m} weights, but this core's window holds {config.window}; "
             f"patterns with m up to {config.m_max} are allowed."

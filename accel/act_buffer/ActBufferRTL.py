@@ -42,8 +42,7 @@ class ActLoaderRTL(Component):
         s.waddr = OutPort(addr_bits)
         s.data = [OutPort(config.act_port_bits) for _ in range(ports)]
         s.block_ready = OutPort()  # the write in this cycle completes a token block
-        s.block_freed = InPort()
-        s.freed_words = InPort(count)
+        s.freed_words = InPort(count)  # 0 when no block is freed
 
         # State and wires
         s.busy = Wire()
@@ -51,7 +50,6 @@ class ActLoaderRTL(Component):
         s.cmd = Wire(Command)
         s.free = Wire(count)
         s.margin = Wire(margin_bits)  # what is free beyond the block; negative while there is no room for it
-        s.freed = Wire(count)
         s.subtile = Wire(subtile_nbits)  # left, this one included
         s.base = Wire(addr_bits)  # of the subtile in the ring
         s.word = Wire(count)
@@ -125,29 +123,21 @@ class ActLoaderRTL(Component):
         def ff_room():
             if s.reset:
                 s.free <<= words
-            elif s.take & ~s.started & s.block_freed:
-                s.free <<= s.free - s.cmd.block_words + s.freed_words
             elif s.take & ~s.started:
-                s.free <<= s.free - s.cmd.block_words
-            elif s.block_freed:
+                s.free <<= s.free - s.cmd.block_words + s.freed_words
+            else:
                 s.free <<= s.free + s.freed_words
-
-        @update
-        def up_freed():
-            s.freed @= 0
-            if s.block_freed:
-                s.freed @= s.freed_words
 
         @update_ff
         def ff_margin():
             if ~s.busy:
                 s.margin <<= (
                     zext(s.free, margin_bits)
-                    + zext(s.freed, margin_bits)
+                    + zext(s.freed_words, margin_bits)
                     - zext(s.command.msg.block_words, margin_bits)
                 )
             else:
-                s.margin <<= s.margin + zext(s.freed, margin_bits)
+                s.margin <<= s.margin + zext(s.freed_words, margin_bits)
 
         @update_ff
         def ff_write():

@@ -16,8 +16,8 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff
 from accel.act_buffer.ActBufferRTL import ActBufferRTL, ActLoaderRTL
 from accel.causes import CAUSES
 from accel.column.ColumnRTL import ColumnRTL
-from accel.config import RESULT_BITS, CoreConfig
-from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_window_msg, position_bits
+from accel.config import RESULT_BITS, CoreConfig, count_bits
+from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_step_msg, mk_window_msg, position_bits
 from accel.delay.DelayRTL import DelayRTL, HoldRTL
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
 from accel.row_feeder.RowFeederRTL import RowFeederRTL
@@ -88,6 +88,12 @@ class CoreRTL(Component):
         s.active = Wire()
         s.window_shift = Wire(Window)
         s.row_on = [Wire() for _ in range(rows)]
+        s.last_step_val = Wire()  # what the last column takes
+        s.last_step = Wire(mk_step_msg(config))
+        s.freed_words = Wire(count_bits(config.act_words))
+        s.tile_freed = Wire()
+        s.freed_code_words = Wire(count_bits(config.code_words))
+        s.freed_value_words = Wire(count_bits(config.value_words))
 
         # Components
         s.queue = [NormalQueueRTL(Command, 2) for _ in range(4)]
@@ -100,7 +106,8 @@ class CoreRTL(Component):
         s.shift = HoldRTL(position_bits(config), 1, config.has_register("read"))
         s.swapped = HoldRTL(1, 1, config.has_register("read"))
         s.enable = HoldRTL(1, rows, config.has_register("read"))
-        s.window_delay = DelayRTL(Window, WINDOW_DELAY + config.window_registers)
+        s.window_delay = DelayRTL(Window, WINDOW_DELAY + config.window_registers - 1)
+        s.window_read = DelayRTL(Window, 1)
         s.group_delay = DelayRTL(Group, PE_DELAY + config.sum_registers)
         s.drains = DrainSequencerRTL(config)
         s.column = [ColumnType(config) for _ in range(columns)]
@@ -129,8 +136,10 @@ class CoreRTL(Component):
         s.loader.block_ready //= s.sequencer.block_ready
         s.window_delay.val //= s.sequencer.window_val
         s.window_delay.msg //= s.sequencer.window
-        s.acts_buffer.raddr //= s.window_delay.msg_out.addr
-        s.loader.freed_words //= s.window_delay.msg_out.block_words
+        s.window_read.val //= s.window_delay.val_out
+        s.window_read.msg //= s.window_delay.msg_out
+        s.acts_buffer.raddr //= s.window_read.msg_out.addr
+        s.loader.freed_words //= s.freed_words
         for r in range(rows):
             s.row[r].even //= s.acts_buffer.even[r]
             s.row[r].odd //= s.acts_buffer.odd[r]
@@ -174,8 +183,15 @@ class CoreRTL(Component):
             for r in range(rows):
                 s.column[c].window[r] //= s.column[c - 1].window_out[r]
         last = s.column[columns - 1]
-        s.unpacker.freed_code_words //= last.step_out.code_words
-        s.unpacker.freed_value_words //= last.step_out.value_words
+        s.unpacker.tile_freed //= s.tile_freed
+        s.unpacker.freed_code_words //= s.freed_code_words
+        s.unpacker.freed_value_words //= s.freed_value_words
+        if columns == 1:
+            s.last_step_val //= s.sequencer.step_val
+            s.last_step //= s.sequencer.step
+        else:
+            s.last_step_val //= s.column[columns - 2].step_val_out
+            s.last_step //= s.column[columns - 2].step_out
 
         # Connections: results
         s.writer.tile_done //= last.done
@@ -199,16 +215,26 @@ class CoreRTL(Component):
             s.accept @= s.command.val & s.all_ready
             s.active @= s.accept | (s.outstanding != 0)
 
-        @update
-        def up_freed():
-            s.loader.block_freed @= s.window_delay.val_out & s.window_delay.msg_out.block_last
-            s.unpacker.tile_freed @= s.column[columns - 1].step_val_out & s.column[columns - 1].step_out.tile_last
+        @update_ff
+        def ff_freed():
+            # Worked out a cycle ahead: in time with the last read of the windows, and the last column's step.
+            s.freed_words <<= 0
+            s.tile_freed <<= 0
+            s.freed_code_words <<= 0
+            s.freed_value_words <<= 0
+            if ~s.reset:
+                if s.window_delay.val_out & s.window_delay.msg_out.block_last:
+                    s.freed_words <<= s.window_delay.msg_out.block_words
+                if s.last_step_val & s.last_step.tile_last:
+                    s.tile_freed <<= 1
+                    s.freed_code_words <<= s.last_step.code_words
+                    s.freed_value_words <<= s.last_step.value_words
 
         @update_ff
         def ff_window():
-            s.window_shift <<= s.window_delay.msg_out
+            s.window_shift <<= s.window_read.msg_out
             for r in range(rows):
-                s.row_on[r] <<= s.window_delay.msg_out.rows > r
+                s.row_on[r] <<= s.window_read.msg_out.rows > r
 
         @update_ff
         def ff_outstanding():

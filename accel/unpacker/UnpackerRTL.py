@@ -99,7 +99,7 @@ class UnpackerRTL(Component):
         s.value_waddr = OutPort(value_addr_bits)
         s.tile_ready = OutPort()  # the write in this cycle completes a tile
         s.tile_freed = InPort()
-        s.freed_code_words = InPort(code_count)
+        s.freed_code_words = InPort(code_count)  # 0 when none is freed
         s.freed_value_words = InPort(value_count)
 
         # State and wires
@@ -132,8 +132,6 @@ class UnpackerRTL(Component):
         s.header_last = Wire(amount)
         s.section_last = Wire(amount)  # a register: bytes of the present section's last beat
         s.next_last = Wire()
-        s.freed_codes = Wire(code_count)
-        s.freed_values = Wire(value_count)
         s.header_part = Wire(header_parts)  # the bit of the part that the next beat of a header brings
         s.room = Wire()
         s.need = Wire()
@@ -164,15 +162,25 @@ class UnpackerRTL(Component):
                 s.value_last @= 1
 
         else:
+            s.code_low = Wire(low_bits)
+            s.value_low = Wire(low_bits)
+            for low, size, nbits in (
+                (s.code_low, s.cmd.code_bytes, count_bits(config.code_bytes_max)),
+                (s.value_low, s.cmd.value_bytes, count_bits(config.value_bytes_max)),
+            ):
+                used = min(low_bits, nbits)
+                low[0:used] //= size[0:used]
+                if used < low_bits:
+                    low[used:low_bits] //= 0
 
             @update
             def up_last_bytes():
                 s.code_last @= slice_bytes
-                if s.cmd.code_bytes[0:low_bits] != 0:
-                    s.code_last @= zext(s.cmd.code_bytes[0:low_bits], amount)
+                if s.code_low != 0:
+                    s.code_last @= zext(s.code_low, amount)
                 s.value_last @= slice_bytes
-                if s.cmd.value_bytes[0:low_bits] != 0:
-                    s.value_last @= zext(s.cmd.value_bytes[0:low_bits], amount)
+                if s.value_low != 0:
+                    s.value_last @= zext(s.value_low, amount)
 
         @update
         def up_section():
@@ -190,14 +198,6 @@ class UnpackerRTL(Component):
             s.value_take @= slice_bytes
             if s.cmd.value_words == 1:
                 s.value_take @= s.value_last
-
-        @update
-        def up_freed():
-            s.freed_codes @= 0
-            s.freed_values @= 0
-            if s.tile_freed:
-                s.freed_codes @= s.freed_code_words
-                s.freed_values @= s.freed_value_words
 
         @update
         def up_control():
@@ -325,29 +325,19 @@ class UnpackerRTL(Component):
 
         @update_ff
         def ff_margin():
+            codes_freed = zext(s.freed_code_words, code_margin_bits)
+            values_freed = zext(s.freed_value_words, value_margin_bits)
             if s.section == idle:
-                s.code_margin <<= (
-                    zext(s.code_free, code_margin_bits)
-                    + zext(s.freed_codes, code_margin_bits)
-                    - zext(s.command.msg.code_words, code_margin_bits)
-                )
-                s.value_margin <<= (
-                    zext(s.value_free, value_margin_bits)
-                    + zext(s.freed_values, value_margin_bits)
-                    - zext(s.command.msg.value_words, value_margin_bits)
-                )
+                free = zext(s.code_free, code_margin_bits) + codes_freed
+                s.code_margin <<= free - zext(s.command.msg.code_words, code_margin_bits)
+                value_free = zext(s.value_free, value_margin_bits) + values_freed
+                s.value_margin <<= value_free - zext(s.command.msg.value_words, value_margin_bits)
             elif s.tile_start:
-                s.code_margin <<= (
-                    s.code_margin - zext(s.cmd.code_words, code_margin_bits) + zext(s.freed_codes, code_margin_bits)
-                )
-                s.value_margin <<= (
-                    s.value_margin
-                    - zext(s.cmd.value_words, value_margin_bits)
-                    + zext(s.freed_values, value_margin_bits)
-                )
+                s.code_margin <<= s.code_margin - zext(s.cmd.code_words, code_margin_bits) + codes_freed
+                s.value_margin <<= s.value_margin - zext(s.cmd.value_words, value_margin_bits) + values_freed
             else:
-                s.code_margin <<= s.code_margin + zext(s.freed_codes, code_margin_bits)
-                s.value_margin <<= s.value_margin + zext(s.freed_values, value_margin_bits)
+                s.code_margin <<= s.code_margin + codes_freed
+                s.value_margin <<= s.value_margin + values_freed
 
         @update_ff
         def ff_write():

@@ -31,7 +31,6 @@ def block_is_ready(dut: Any, cycle: int) -> bool:
 def free_block(dut: Any, cycle: int, words: int) -> None:
     """Room for so many words is there in the next cycle."""
     if isinstance(dut, ActLoaderRTL):
-        dut.block_freed @= words > 0
         dut.freed_words @= words
     elif words:
         dut.freed.post(cycle + 1, words)
