@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from itertools import product
+from functools import cache
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from accel import ConfigError, CoreConfig, load_preset, preset_names
 from accel import config as config_module
 from accel.command import commands_for
-from accel.config import count_bits, signed_bits
+from accel.config import REGISTERS, count_bits, signed_bits, two_in
+from accel.core.CoreMsg import index_bits
 from accel.naming import config_tag, module_name
 from accel.stream import layout_for
 from quant import NMPattern
@@ -24,6 +26,7 @@ from verify.strategies import SMALLEST, core_configs, patterns
 
 TINY = load_preset("tiny")
 FIELDS = [field.name for field in dataclasses.fields(CoreConfig)]
+LISTS = ("patterns", "codes", "registers")
 
 
 # -- what is refused, and the words ---------------------------------------------------------------
@@ -49,10 +52,11 @@ FIELDS = [field.name for field in dataclasses.fields(CoreConfig)]
         ("act_ports", 1, 3, {"rows": 3}),
         ("result_lanes", 1, 2, {}),
         ("result_lanes", 1, 15, {"columns": 64}),
+        ("decode_registers", 0, 8, {}),
     ],
 )
 def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, changes: dict[str, int]) -> None:
-    for value in (low - 1, high + 1, -high):
+    for value in (low - 1, high + 1, -max(1, high)):
         with pytest.raises(ConfigError) as error:
             TINY.replace(**{**changes, field: value})
         assert str(error.value) == f"{field} must be between {low} and {high}, but {value} was given."
@@ -73,11 +77,63 @@ def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, chang
             "codes must name each of some of rank, index, bitmask once, but ['index', 'index'] was given.",
         ),
         ({"codes": ()}, "codes must name each of some of rank, index, bitmask once, but [] was given."),
-        ({"codes": "rank"}, "codes must be a list of names, but 'rank' was given."),
-        ({"codes": None}, "codes must be a list of names, but None was given."),
+        (
+            {"codes": (), "patterns": ("1:1", "2:4")},
+            "codes must name each of some of rank, index, bitmask once, but [] was given.",
+        ),
+        *(
+            ({name: given}, f"{name} must be a list of names, but {given!r} was given.")
+            for name in LISTS
+            for given in ("rank", "any", None, {"2:4": 1})
+        ),
         (
             {"window": 9, "codes": ("rank",)},
-            "codes = ['rank'] covers blocks of at most 8, but window = 9 admits larger ones; add 'index' or 'bitmask'.",
+            "codes = ['rank'] covers blocks of at most 8, but patterns reach m = 9; add 'index' or 'bitmask'.",
+        ),
+        (
+            {"window": 16, "patterns": ("2:4", "5:12"), "codes": ("rank",)},
+            "codes = ['rank'] covers blocks of at most 8, but patterns reach m = 12; add 'index' or 'bitmask'.",
+        ),
+        (
+            {"patterns": ("1:1",), "codes": (), "decode_registers": 1},
+            "decode_registers must be 0 where there are no codes to decode, but 1 was given.",
+        ),
+        *(
+            (
+                {"registers": given},
+                "registers must name each of some of read, multiplexer, multiplier, adders, scale once, "
+                f"but {list(given)} was given.",
+            )
+            for given in (("scale", "scale"), ("read", "write"), (1,), ("",))
+        ),
+        *(
+            (
+                {"patterns": given},
+                "patterns must be ['any'], or name patterns n:m such as '2:4', each once, "
+                f"but {list(given)} was given.",
+            )
+            for given in (
+                (),
+                ("2:4", "2:4"),
+                ("any", "2:4"),
+                ("any", "any"),
+                ("2-4",),
+                ("5:4",),
+                ("0:4",),
+                (" 2:4",),
+                ("02:4",),
+                ("dense",),
+                (4,),
+                (None,),
+            )
+        ),
+        (
+            {"patterns": ("2:4", "4:4")},
+            "patterns has 4:4; dense weights of any block run as 1:1, so name that.",
+        ),
+        (
+            {"patterns": ("2:4", "3:9")},
+            "patterns has 3:9, but window = 8 holds no block of 9. Raise window or leave 3:9 out.",
         ),
         (
             {"lanes": 4, "window": 3, "act_words": 64},
@@ -107,7 +163,7 @@ def test_a_contradiction_is_refused(changes: dict[str, Any], words: str) -> None
     assert str(error.value) == words
 
 
-@pytest.mark.parametrize("field", [name for name in FIELDS if name not in ("codes", "asymmetric")])
+@pytest.mark.parametrize("field", [name for name in FIELDS if name not in (*LISTS, "asymmetric")])
 @pytest.mark.parametrize("value", [True, 2.0, "2", None, np.int64(2)])
 def test_what_is_no_integer_is_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError) as error:
@@ -131,6 +187,9 @@ def test_the_ends_of_every_range_are_accepted() -> None:
     )
     assert large.acc_bits <= 64, "a result lane holds any accumulator"
     assert TINY.replace(window=32, codes=("bitmask",), slice_bytes=8).m_max == 32
+    assert TINY.replace(registers=REGISTERS, decode_registers=8).result_registers == 13
+    assert TINY.replace(window=16, patterns=("3:8",), codes=("rank",)).m_max == 8
+    assert TINY.replace(patterns=["1:1"], codes=[]).patterns == ("1:1",)
 
 
 # -- presets and dictionaries -----------------------------------------------------------------------
@@ -159,21 +218,22 @@ def test_a_preset_that_leaves_a_key_out_is_refused(name: str, tmp_path: Path, mo
     with pytest.raises(ConfigError) as error:
         load_preset("short")
     assert str(error.value) == (
-        f"A core configuration states each of its 17 parameters once; missing: {name}; unknown: none."
+        f"A core configuration states each of its 20 parameters once; missing: {name}; unknown: none."
     )
     presets.write_text(presets.read_text() + f"{name} = {json.dumps(TINY.as_dict()[name])}\nturbo = true\n")
     with pytest.raises(ConfigError) as error:
         load_preset("short")
     assert str(error.value) == (
-        "A core configuration states each of its 17 parameters once; missing: none; unknown: turbo."
+        "A core configuration states each of its 20 parameters once; missing: none; unknown: turbo."
     )
 
 
-@pytest.mark.parametrize("codes", ["rank", None, 3, {"rank": 1}])
-def test_codes_that_are_no_list_are_refused(codes: object) -> None:
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("given", ["rank", None, 3, {"rank": 1}])
+def test_names_that_are_no_list_are_refused(name: str, given: object) -> None:
     with pytest.raises(ConfigError) as error:
-        CoreConfig.from_dict({**TINY.as_dict(), "codes": codes})
-    assert str(error.value) == f"codes must be a list of names, but {codes!r} was given."
+        CoreConfig.from_dict({**TINY.as_dict(), name: given})
+    assert str(error.value) == f"{name} must be a list of names, but {given!r} was given."
 
 
 @given(core_configs())
@@ -336,7 +396,96 @@ def test_geometry_covers_every_row_and_column(config: CoreConfig) -> None:
     assert (config.column_groups - 1) * config.result_lanes < config.columns
     assert config.column_groups * config.result_lanes >= config.columns
     assert config.word_bytes == config.columns * config.slice_bytes
-    assert list(config.all_patterns) == [NMPattern(n, m) for m in range(1, config.window + 1) for n in range(1, m + 1)]
+    if config.patterns == ("any",):
+        every = [NMPattern(n, m) for m in range(1, config.window + 1) for n in range(1, m + 1)]
+        assert list(config.all_patterns) == every
+    else:
+        assert [f"{pattern.n}:{pattern.m}" for pattern in config.all_patterns] == list(config.patterns)
+    assert config.m_max == max(pattern.m for pattern in config.all_patterns)
+
+
+@cache
+def _positions(n: int, m: int, place: int) -> tuple[int, ...]:
+    """Where the ``place``-th kept weight of a block lies, over all kept sets."""
+    return tuple(sorted({kept[place] for kept in combinations(range(m), n)}))
+
+
+def _reach(config: CoreConfig) -> list[tuple[int, int]]:
+    """Lowest and highest position of each lane, by walking the steps and going through all kept sets of a block."""
+    reached: list[set[int]] = [set() for _ in range(config.lanes)]
+    for pattern in config.all_patterns:
+        n, m = pattern.n, pattern.m
+        left = config.group_max // m * n
+        first = 0
+        while left:
+            # Lanes take kept weights in order until the lanes, the group, or the window's whole blocks end.
+            for lane in range(config.lanes):
+                block, place = divmod(first % n + lane, n)
+                if not left or (block + 1) * m > config.window:
+                    lane -= 1
+                    break
+                reached[lane].update(block * m + position for position in _positions(n, m, place))
+                left -= 1
+            first += lane + 1
+    return [(min(positions, default=0), max(positions, default=0)) for positions in reached]
+
+
+@given(core_configs())
+def test_lanes_reach_what_some_step_takes_and_no_more(config: CoreConfig) -> None:
+    reach = _reach(config)
+    assert list(config.lane_reach) == reach
+    assert all(0 <= low <= high < config.window for low, high in reach)
+    assert len(f"{max(high - low for low, high in reach):b}") == index_bits(config)
+
+
+def test_the_reach_of_patterns_worked_out_by_hand() -> None:
+    """Lane 0 of 1:1 is always at 0. Of 2:4, lane 1 takes a block's last kept weight, at 1 to 3."""
+    four = TINY.replace(lanes=4, slice_bytes=4)
+    assert four.replace(patterns=("1:1",), codes=()).lane_reach == ((0, 0), (1, 1), (2, 2), (3, 3))
+    assert four.replace(patterns=("2:4",)).lane_reach == ((0, 2), (1, 3), (4, 6), (5, 7))
+    assert four.replace(patterns=("1:1", "2:4")).lane_reach == ((0, 2), (1, 3), (2, 6), (3, 7))
+    # 4:8 fills the window with one block; 1:8 leaves all lanes but one without work.
+    assert four.replace(patterns=("4:8",)).lane_reach == ((0, 4), (1, 5), (2, 6), (3, 7))
+    assert four.replace(patterns=("1:8",)).lane_reach == ((0, 7), (0, 0), (0, 0), (0, 0))
+    # Two lanes of 3:4 start at each of a block's three kept weights in turn.
+    assert TINY.replace(patterns=("3:4",)).lane_reach == ((0, 3), (1, 5))
+
+
+@given(core_configs())
+def test_registers_count_what_is_asked_for(config: CoreConfig) -> None:
+    in_lanes = len({"multiplexer", "multiplier", "adders"} & set(config.registers))
+    assert config.lane_registers == in_lanes
+    assert config.window_registers == config.decode_registers
+    assert config.sum_registers == in_lanes + ("read" in config.registers) + config.decode_registers
+    assert config.result_registers == config.sum_registers + ("scale" in config.registers)
+
+
+@given(core_configs(), st.integers(1, 32), st.data())
+def test_only_listed_patterns_have_a_layout(config: CoreConfig, m: int, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, m), label="n")
+    runs_as = "1:1" if n == m else f"{n}:{m}"
+    if n < m and m > config.window:
+        words = (
+            f"Pattern {n}:{m} has blocks of {m} weights, but this core's window holds {config.window}; "
+            f"patterns with m up to {config.m_max} are allowed."
+        )
+    elif config.patterns != ("any",) and runs_as not in config.patterns:
+        words = f"Pattern {n}:{m} is none of those that this core is generated for: {', '.join(config.patterns)}."
+    elif n < m and m > 8 and config.codes == ("rank",):
+        words = f"This core decodes rank codes, and none of them writes pattern {n}:{m}."
+    else:
+        layout = layout_for(config, NMPattern(n, m), 3, m, -1)
+        assert f"{layout.pattern.n}:{layout.pattern.m}" == runs_as
+        return
+    with pytest.raises(ConfigError) as error:
+        layout_for(config, NMPattern(n, m), 3, m, -1)
+    assert str(error.value) == words
+
+
+@given(st.integers(1, 20))
+def test_two_in_so_many_bits(nbits: int) -> None:
+    """In one bit there is no 2, and the 0 in its place is no count that is left."""
+    assert two_in(nbits) == (2 if nbits > 1 else 0)
 
 
 @given(core_configs(), st.data())
@@ -378,9 +527,11 @@ def test_every_parameter_is_in_the_name(field: str) -> None:
         "act_words": 34,
         "lanes": 3,
         "scale_bits": 7,
+        "patterns": ("2:4",),
+        "registers": ("read",),
     }.get(
         field,
-        getattr(base, field) + 1 if field not in ("codes", "drain_chains", "act_ports", "result_lanes") else 1,
+        1 if field in (*LISTS, "drain_chains", "act_ports", "result_lanes") else getattr(base, field) + 1,
     )
     assert module_name("CoreRTL", base.replace(**{field: changed})) != module_name("CoreRTL", base)
 
