@@ -308,7 +308,7 @@ class AreaModel:
         """Return what a core takes."""
         terms = _terms_of(config, placing)
         memories = _memory_terms(config)
-        parts = _parts({block: float(np.dot(terms[block], weights)) for block, weights in self.weights.items()})
+        parts = _parts(config, {block: float(terms[block] @ weights) for block, weights in self.weights.items()})
         return Area(
             lut=round(float(np.dot(self.flattening, parts))),
             dsp=placing.scale * scale_dsp(config) + placing.lanes,
@@ -341,14 +341,19 @@ def fit(points: Sequence[Point]) -> AreaModel:
         design = np.array([found[block] for found in terms]) * share[:, None]
         weights[block] = tuple(nonnegative_fit(design, np.array([found[block] for found in blocks]) * share))
     totals = np.array([point.total.lut for point in points], dtype=float)
-    parts = np.array([_parts(found) for found in blocks]) / totals[:, None]
+    parts = np.array([_parts(point.config, found) for point, found in zip(points, blocks, strict=True)])
+    parts /= totals[:, None]
     return AreaModel(weights, tuple(nonnegative_fit(parts, np.ones(len(points)))))
 
 
-def _parts(blocks: Mapping[str, float]) -> list[float]:
-    """LUTs of each of `PARTS`; the last one is all that is in no other."""
-    named = [sum(blocks[block] for block in part) for part in PARTS.values()]
-    return [*named[:-1], sum(blocks.values()) - sum(named[:-1])]
+def _parts(config: CoreConfig, blocks: Mapping[str, float]) -> list[float]:
+    """LUTs of each of `PARTS`; the last one is all that is in no other.
+
+    Of a row feeder only what leads to positions of the window that a lane reaches is left in a core mapped as one.
+    """
+    left = {**blocks, "row": blocks["row"] * row_feeder_share(config)}
+    named = [sum(left[block] for block in part) for part in PARTS.values()]
+    return [*named[:-1], sum(left.values()) - sum(named[:-1])]
 
 
 def _terms_of(config: CoreConfig, placing: Placing) -> dict[str, NDArray[np.float64]]:
@@ -384,11 +389,27 @@ def nonnegative_fit(design: NDArray[np.float64], values: NDArray[np.float64]) ->
             if not below.any():
                 break
             # As far towards the trial as no weight turns negative; those that reach 0 leave.
-            share = np.min(weights[below] / np.maximum(weights[below] - trial[below], 1e-300))
-            weights = weights + share * (trial - weights)
-            active &= ~(below & (weights <= 1e-15 * max(1.0, float(weights.max()))))
+            shares = np.full_like(weights, np.inf)
+            shares[below] = weights[below] / np.maximum(weights[below] - trial[below], 1e-300)
+            leaves = int(np.argmin(shares))
+            weights = np.where(active, np.maximum(weights + shares[leaves] * (trial - weights), 0.0), 0.0)
+            weights[leaves] = 0.0
+            # The one that leaves does so by its number: rounding may not keep it, or the loop would not end.
+            active &= weights > 0
         weights = trial
     return [float(weight) for weight in np.where(used, weights / np.where(used, lengths, 1.0), 0.0)]
+
+
+def row_feeder_share(config: CoreConfig) -> float:
+    """Share of a row feeder's multiplexers that lead to positions of the window that a lane reaches."""
+    steps = [1 << stage for stage in range((config.window - 1).bit_length())]
+
+    def multiplexers(positions: int) -> int:
+        # Each stage of the shifter passes on what the later ones can reach; before all, two words are ordered.
+        shifted = sum(min(2 * config.window, positions + step - 1) for step in steps)
+        return shifted + min(2 * config.window, positions + sum(steps))
+
+    return multiplexers(1 + max(high for _, high in config.lane_reach)) / multiplexers(config.window)
 
 
 @dataclass(frozen=True)

@@ -215,8 +215,8 @@ def drawn(number: int) -> tuple[CoreConfig, str]:
         window = chance.choice((4, 8, 8, 12, 16, 16, 24, 32))
         group_max = chance.choice((32, 64, 128, 128, 256))
         k_max = chance.choice((256, 1024, 4096, 16384))
-        words = -(-k_max // window)
         patterns = chance.choice((ANY_PATTERN, ANY_PATTERN, ("1:1", "2:4"), ("1:1", "2:4", "4:8", "1:4"), DENSE_ONLY))
+        words = -(-k_max // (lanes if patterns == DENSE_ONLY else window))
         codes = chance.choice((CODES, CODES, ("rank", "bitmask"), ("bitmask",), ("index",)))
         changes: dict[str, Any] = {
             "rows": rows,
@@ -226,7 +226,8 @@ def drawn(number: int) -> tuple[CoreConfig, str]:
             "act_bits": chance.choice((4, 8, 8, 8, 8, 16)),
             "asymmetric": chance.choice((False, True)),
             "patterns": patterns,
-            **({"codes": codes} if patterns != DENSE_ONLY else WITHOUT_CODES),
+            # Without blocks to choose from, a window beyond the lanes is of no use.
+            **({"codes": codes} if patterns != DENSE_ONLY else {**WITHOUT_CODES, "window": lanes}),
             "scale_bits": chance.choice((4, 8, 8, 8, 16)),
             "group_max": group_max,
             "k_max": k_max,
