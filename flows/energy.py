@@ -311,7 +311,7 @@ def map_core(config: CoreConfig, target: str, *, dsp: str, goal_mhz: float, dead
     multipliers = Multipliers.parse(dsp, chosen, max(expected.lane_widths), expected.scale_multipliers)
     design = core_design(config)
     yosys = find_yosys()
-    statistics = map_blocks(design, chosen, multipliers, yosys, deadline, goal_mhz, expected.parts).statistics
+    statistics = map_blocks(design, chosen, multipliers, yosys, deadline, goal_mhz).statistics
     library = None if liberty is None else cell_library(liberty)
     blocks = tuple(blocks_of(design, statistics, chosen))
     in_ram = {block.place for block in blocks if block.own.bram or block.own.lut_ram or block.own.memory_bits}

@@ -161,7 +161,7 @@ def _blocks(config: CoreConfig, target: Target, dsp: str, yosys: SynthesisTool, 
         expected.scale_multipliers,
     )
     deadline = Deadline(choices.time_limit)
-    statistics = map_blocks(design, target, shared, yosys, deadline, choices.goal_mhz, expected.parts).statistics
+    statistics = map_blocks(design, target, shared, yosys, deadline, choices.goal_mhz).statistics
     return blocks_of(design, statistics, target)[0].each
 
 

@@ -64,6 +64,31 @@ class MultiplexerRTL(Component):
                 s.out @= s.in_[s.index[0:select_bits]]
 
 
+class WindowMultiplexersRTL(Component):
+    """The activation of each lane, out of those that it reaches. Combinational.
+
+    A module of its own so that what any-N:M costs can be seen in a netlist.
+    """
+
+    def construct(s, config: CoreConfig):
+        # Constants
+        act_bits, index_nbits = config.act_bits, index_bits(config)
+
+        # Interface
+        s.window = InPort(config.act_port_bits)
+        s.index = [InPort(index_nbits) for _ in range(config.lanes)]  # from the lowest position that the lane reaches
+        s.act = [OutPort(act_bits) for _ in range(config.lanes)]
+
+        # Components and connections
+        for lane, (low, high) in enumerate(config.lane_reach):
+            multiplexer = MultiplexerRTL(act_bits, high - low + 1, index_nbits)
+            setattr(s, f"lane{lane}", multiplexer)  # a list would have to hold components of one shape
+            for i, port in enumerate(multiplexer.in_):
+                port //= s.window[(low + i) * act_bits : (low + i + 1) * act_bits]
+            multiplexer.index //= s.index[lane]
+            multiplexer.out //= s.act[lane]
+
+
 class PERTL(Component):
     """Output-stationary PE: knows windows and (weight, index) pairs, never the pattern.
 
@@ -75,7 +100,7 @@ class PERTL(Component):
 
     def construct(s, config: CoreConfig):
         # Constants
-        lanes, act_bits, reach = config.lanes, config.act_bits, config.lane_reach
+        lanes, act_bits = config.lanes, config.act_bits
         product_bits, partial_bits = config.product_bits, config.partial_bits
 
         # Interface
@@ -96,19 +121,17 @@ class PERTL(Component):
         s.drain = Wire(partial_bits)
 
         # Components
+        s.window_multiplexers = WindowMultiplexersRTL(config)
         s.selected = HoldRTL(act_bits, lanes, config.has_register("multiplexer"))
         s.products = HoldRTL(product_bits, lanes, config.has_register("multiplier"))
 
-        # Connections: windows, and what each lane can reach of them
+        # Connections: windows
         s.window_out //= s.window
         s.chain_out //= s.drain
-        for lane, (low, high) in enumerate(reach):
-            multiplexer = MultiplexerRTL(act_bits, high - low + 1, index_bits(config))
-            setattr(s, f"select{lane}", multiplexer)  # a list would have to hold components of one shape
-            for i, port in enumerate(multiplexer.in_):
-                port //= s.window[(low + i) * act_bits : (low + i + 1) * act_bits]
-            multiplexer.index //= s.index[lane]
-            multiplexer.out //= s.selected.in_[lane]
+        s.window_multiplexers.window //= s.window
+        for lane in range(lanes):
+            s.window_multiplexers.index[lane] //= s.index[lane]
+            s.window_multiplexers.act[lane] //= s.selected.in_[lane]
 
         # Connections: adder tree
         level, values, nbits = s.products.out, lanes, product_bits

@@ -15,10 +15,8 @@ from accel.delay.DelayRTL import HoldRTL
 
 def ram_columns(nbits: int, depth: int) -> list[tuple[int, int]]:
     """First bit of each column of a memory, and the bit after its last."""
-    widest = nbits
-    for words, width in ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1)):
-        if 512 < depth <= words:
-            widest = width
+    blocks = ((512, nbits), (1024, 18), (2048, 9), (4096, 4), (8192, 2))  # words, and bits of each
+    widest = next((width for words, width in blocks if depth <= words), 1)
     columns = -(-nbits // widest)
     width = -(-nbits // columns)
     return [(low, min(low + width, nbits)) for low in range(0, nbits, width)]

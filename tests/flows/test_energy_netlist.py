@@ -53,7 +53,7 @@ def netlist(mapped: MappedCore, tmp_path_factory: pytest.TempPathFactory) -> str
     expected = expectations(TINY)
     multipliers = Multipliers.parse("all", GENERIC, max(expected.lane_widths), expected.scale_multipliers)
     folder = tmp_path_factory.mktemp("netlist")
-    blocks = map_blocks(core_design(TINY), GENERIC, multipliers, mapped.yosys, Deadline(), 120.0, expected.parts)
+    blocks = map_blocks(core_design(TINY), GENERIC, multipliers, mapped.yosys, Deadline(), 120.0)
     (folder / "design.sv").write_bytes((blocks.folder / "design.sv").read_bytes())
     script = (blocks.folder / "script.ys").read_text(encoding="utf-8") + "write_verilog -noattr netlist.v\n"
     (folder / "script.ys").write_text(script, encoding="utf-8")

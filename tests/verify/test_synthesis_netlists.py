@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verify.synthesis.expectations import Part
 from verify.synthesis.hierarchy import Design, readable
 from verify.synthesis.liberty import delay_ps, read_liberty
 from verify.synthesis.mapping import Multipliers, map_blocks, map_flat, without_comments
@@ -148,15 +147,6 @@ def test_cells_of_blocks(name: str, yosys: SynthesisTool) -> None:
     # Mapped as one, the lowest bits of two products with the same operands may become one.
     assert ff[""] - 1 <= flat.ff <= ff[""]
     assert 0 < flat.lut <= blocks[""].total.lut
-
-
-def test_part_of_a_module(yosys: SynthesisTool) -> None:
-    parts = (Part("pai", "chooser", ("$mux",)),)
-    mapped = map_blocks(TOP, ECP5, Multipliers(), yosys, Deadline(), 120.0, parts)
-    blocks = {block.place: block for block in blocks_of(TOP, mapped.statistics, ECP5)}
-    assert (blocks["pair.chooser"].count, blocks["pair.chooser"].each) == (2, Resources(lut=13))
-    # What is left are inverters before the second lane.
-    assert blocks["pair"].own == Resources(lut=8, ff=13)
 
 
 @pytest.mark.parametrize(("choice", "dsp"), [("none", 0), ("2", 2)])

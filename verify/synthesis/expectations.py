@@ -37,18 +37,6 @@ class ConstantBits:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Cells of a module that are counted apart from the rest of it."""
-
-    #: What the module's name begins with.
-    module: str
-    #: Name of the part; an identifier.
-    name: str
-    #: Types of its cells before they are mapped.
-    cells: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Expectations:
     """What the guards compare a netlist with."""
 
@@ -60,8 +48,6 @@ class Expectations:
     scale_widths: tuple[int, int]
     memories: tuple[ExpectedMemory, ...] = ()
     constants: tuple[ConstantBits, ...] = ()
-    #: Parts of modules that the table of blocks shows.
-    parts: tuple[Part, ...] = ()
 
     def may_be_constant(self, path: str) -> bool:
         """Whether a bit is constant by design."""
@@ -77,8 +63,6 @@ def expectations(config: CoreConfig) -> Expectations:
         scale_widths=(config.partial_bits, config.scale_bits),
         memories=tuple(_memories(config)),
         constants=tuple(_constants(config)),
-        # An activation selected by an index is a $bmux or, read by another frontend, a $shiftx.
-        parts=(Part("MultiplexerRTL_", "window_multiplexer", ("$bmux", "$shiftx")),),
     )
 
 

@@ -109,7 +109,7 @@ def _run(request: Request, done: Synthesis, deadline: Deadline, progress: Callab
     inspection = inspect(design, yosys, deadline)
     done.findings += check_design(design, inspection, request.expected)
     progress("Mapping each module")
-    blocks = map_blocks(design, target, request.multipliers, yosys, deadline, request.goal_mhz, request.expected.parts)
+    blocks = map_blocks(design, target, request.multipliers, yosys, deadline, request.goal_mhz)
     done.blocks = blocks_of(design, blocks.statistics, target)
     progress("Mapping the flattened core")
     flat = map_flat(design, target, request.multipliers, yosys, deadline)

@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verify.synthesis.expectations import Part
 from verify.synthesis.hierarchy import Design
 from verify.synthesis.netlist import Statistics
 from verify.synthesis.store import stored
@@ -131,9 +129,8 @@ def map_blocks(
     yosys: SynthesisTool,
     deadline: Deadline,
     goal_mhz: float,
-    parts: Sequence[Part] = (),
 ) -> Mapped:
-    """Map each module of a design by itself, and the given parts of modules too.
+    """Map each module of a design by itself.
 
     Parameters
     ----------
@@ -143,14 +140,8 @@ def map_blocks(
     ------
     What `map_flat` raises.
     """
-    chosen = [(part, name) for part in parts for name in design.modules if name.startswith(part.module)]
     script = [
         *read_modules(design),
-        *(
-            f'setattr -set submod "{part.name}" ' + " ".join(f"{name}/t:{cell}" for cell in part.cells)
-            for part, name in chosen
-        ),
-        *(f"submod {name}" for name in dict.fromkeys(name for _, name in chosen)),
         *([f"scratchpad -set abc9.D {round(1e6 / goal_mhz)}"] if target.abc9 else []),
         *_map_commands(design.top, target, multipliers.of_modules(), target.keep),
     ]
