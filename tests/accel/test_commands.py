@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from accel import ConfigError, CoreConfig, load_preset
 from accel.command import commands_for, result_bits
-from accel.core.CoreMsg import CODE_BITMASK, CODE_INDEX, CODE_NONE, CODE_RANK
+from accel.core.CoreMsg import CODE_BITMASK, CODE_INDEX, CODE_NONE, CODE_RANK, code_shift_bits, position_bits
 from accel.stream import CODE_IDS, layout_for
 from quant import NMPattern
 from verify.strategies import core_configs, patterns
@@ -20,6 +20,66 @@ TINY = load_preset("tiny")
 
 def test_code_numbers_are_those_that_the_decoders_know() -> None:
     assert {"none": CODE_NONE, "index": CODE_INDEX, "bitmask": CODE_BITMASK, "rank": CODE_RANK} == CODE_IDS
+
+
+WALK = [
+    *("steps", "last_lanes", "last_advance", "round_steps", "round_lanes", "round_nonzeros", "round_advance"),
+    *("round_code", "first_advance", "first_code", "step_advance", "step_code", "block_code", "turn", "back"),
+    *("overs", "places", "offsets", "shifts"),
+]
+
+
+def check_walk(
+    config: CoreConfig, pattern: NMPattern, group: int, code: str, code_bits: int, walk: dict[str, int]
+) -> None:
+    """Follow the fields through a group, as `mk_command_msg` describes them, beside kept weights in a list."""
+    n, m, lanes = pattern.n, pattern.m, config.lanes
+    position, shift = position_bits(config), code_shift_bits(config)
+
+    def unpacked(name: str, bits: int) -> list[int]:
+        assert walk[name] < 1 << lanes * bits
+        return [walk[name] >> lane * bits & ((1 << bits) - 1) for lane in range(lanes)]
+
+    # Block and place of every kept weight of the group
+    kept = [(block, place) for block in range(group // m) for place in range(n)]
+    at = number = in_round = 0
+    while at < len(kept):
+        start = kept[at][0]
+        taken = [slot for slot in kept[at : at + lanes] if (slot[0] - start + 1) * m <= config.window]
+        at += len(taken)
+        here = kept[at][0] if at < len(kept) else group // m
+        bits = code_bits * (len(taken) if code == "index" else here - start)
+        if in_round == 0:
+            places = unpacked("places", position)
+            assert places[: len(taken)] == [place for _, place in taken]
+            lowest = [low for low, _ in config.lane_reach]
+            expected = [
+                ((block - start) * m - low) % (1 << position) for (block, _), low in zip(taken, lowest, strict=False)
+            ]
+            assert unpacked("offsets", position)[: len(taken)] == expected
+            fields = [code_bits * (i if code == "index" else block - start) for i, (block, _) in enumerate(taken)]
+            assert unpacked("shifts", shift)[: len(taken)] == fields
+            over_bits = len(f"{config.window:b}") + 1
+            overs = [place + walk["turn"] - n for place in places[: len(taken)]]
+            assert unpacked("overs", over_bits)[: len(taken)] == [over % (1 << over_bits) for over in overs]
+            if at < len(kept):
+                assert (walk["first_advance"], walk["first_code"]) == ((here - start) * m, bits)
+        assert places[: len(taken)] == [place for _, place in taken]
+        number, in_round = number + 1, in_round + 1
+        if at == len(kept):
+            assert (walk["last_lanes"], walk["last_advance"]) == ((1 << len(taken)) - 1, (here - start) * m)
+        if in_round == walk["round_steps"]:
+            assert at == len(kept) or kept[at][1] == 0
+            if at < len(kept):
+                assert (walk["round_lanes"], walk["round_nonzeros"]) == ((1 << len(taken)) - 1, len(taken))
+                assert (walk["round_advance"], walk["round_code"]) == ((here - start) * m, bits)
+            in_round = 0
+        elif at < len(kept):
+            passes = places[0] + walk["turn"] >= n
+            assert (here - start) * m == walk["step_advance"] + m * passes
+            assert bits == walk["step_code"] + walk["block_code"] * passes
+            places = [p - walk["back"] if p + walk["turn"] >= n else p + walk["turn"] for p in places]
+    assert number == walk["steps"]
 
 
 @given(core_configs(), st.data())
@@ -41,7 +101,9 @@ def test_commands_cover_all_tokens_and_say_the_sizes(config: CoreConfig, data: s
         assert 1 <= command.last_rows <= config.rows
         assert 1 <= command.subtiles <= config.subtiles
         assert command.block_words <= config.act_words
-        assert command.fields() == {
+        fields = command.fields()
+        check_walk(config, pattern, layout.group, code, command.code_bits, {name: fields.pop(name) for name in WALK})
+        assert fields == {
             "n": pattern.n,
             "m": pattern.m,
             "code": CODE_IDS[code],
