@@ -6,6 +6,7 @@ Its translation is driven at the end of a processing element's chain, in test_pe
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +28,9 @@ CORES = {
     "a16z8g4096": core(16, True, 8, 4096),
     "a8z16g32": core(8, True, 16, 32),
     "a16z16g4096": core(16, True, 16, 4096),
+    # Partials of 18 and 19 bits: one multiplier block takes the first, the second comes in two parts.
+    "a8z8g64": core(8, True, 8, 64),
+    "a8z8g128": core(8, True, 8, 128),
 }
 
 
@@ -38,19 +42,36 @@ def check_products(config: CoreConfig, pins: object) -> None:
     if config.scale_bits > 8:
         ends = [smallest, smallest + 1, -257, -256, -129, -128, -1, 0, 1, 127, 128, 255, 256, largest - 1, largest]
         scales = [*ends, *random.Random(config.scale_bits).sample(scales, 50)]
+    cycles = 1 + ("scale" in config.registers)
+    on_the_way: deque[int] = deque()
     for scale in scales:
-        for partial in (low, low + 1, -1, 0, 1, high - 1, high):
+        for partial in (low, low + 1, -(1 << 17), -(1 << 16), -1, 0, 1, 1 << 16, (1 << 17) - 1, high - 1, high):
+            if not low <= partial <= high:
+                continue
             pins.drive(partial=partial % partial_span, scale=scale % (1 << config.scale_bits))
             pins.tick()
-            assert pins.read("scaled") == partial * scale % scaled_span
+            on_the_way.append(partial * scale)
             assert -scaled_span <= 2 * partial * scale < scaled_span, "the product does not fit its width"
+            if len(on_the_way) == cycles:
+                assert pins.read("scaled") == on_the_way.popleft() % scaled_span
 
 
 @pytest.mark.parametrize("name", CORES)
-def test_products_are_exact(name: str, open_pins: Callable) -> None:
-    check_products(CORES[name], open_pins(ScaleUnitRTL(CORES[name]), f"ScaleUnit_{name}", "python"))
+@pytest.mark.parametrize("registers", [(), ("scale",)])
+def test_products_are_exact(name: str, registers: tuple[str, ...], open_pins: Callable) -> None:
+    config = CORES[name].replace(registers=registers)
+    check_products(config, open_pins(ScaleUnitRTL(config), f"ScaleUnit_{name}_{len(registers)}", "python"))
+
+
+def test_products_in_two_parts_in_the_translation(open_pins: Callable) -> None:
+    config = CORES["a16z16g4096"].replace(registers=("scale",))
+    check_products(config, open_pins(ScaleUnitRTL(config), "ScaleUnit_parts", "verilog"))
 
 
 def test_a_partial_that_is_as_wide_as_its_product_is_among_the_cases() -> None:
     """There is nothing to extend then, which a translation could get wrong: −2 · −512 fits where 512 does."""
     assert CORES["a4s2g8"].scaled_bits == CORES["a4s2g8"].partial_bits
+
+
+def test_partials_that_one_multiplier_block_just_takes_and_does_not_are_among_the_cases() -> None:
+    assert {18, 19} <= {config.partial_bits for config in CORES.values()}
