@@ -49,6 +49,7 @@ class ActLoaderRTL(Component):
         s.started = Wire()  # the block has its room
         s.cmd = Wire(Command)
         s.free = Wire(count)
+        s.free_next = Wire(margin_bits)  # if no block starts
         s.margin = Wire(margin_bits)  # what is free beyond the block; negative while there is no room for it
         s.subtile = Wire(subtile_nbits)  # left, this one included
         s.base = Wire(addr_bits)  # of the subtile in the ring
@@ -75,6 +76,7 @@ class ActLoaderRTL(Component):
         def up_control():
             s.room @= s.started | ~s.margin[margin_bits - 1]
             s.command.rdy @= ~s.busy
+            s.free_next @= zext(s.free, margin_bits) + zext(s.freed_words, margin_bits)
             s.acts.rdy @= s.busy & s.room
             s.take @= s.busy & s.room & s.acts.val
             s.rows_here @= rows
@@ -131,11 +133,7 @@ class ActLoaderRTL(Component):
         @update_ff
         def ff_margin():
             if ~s.busy:
-                s.margin <<= (
-                    zext(s.free, margin_bits)
-                    + zext(s.freed_words, margin_bits)
-                    - zext(s.command.msg.block_words, margin_bits)
-                )
+                s.margin <<= s.free_next - zext(s.command.msg.block_words, margin_bits)
             else:
                 s.margin <<= s.margin + zext(s.freed_words, margin_bits)
 

@@ -276,12 +276,12 @@ class LaneDecoderRTL(Component):
                 s.shifted @= s.codes >> s.shift_padded
                 s.field @= s.shifted[0:field_bits] & s.mask
 
-        # Components
-        field, mask, n, place, code = _held(
-            s, "cut", (field_bits, config.m_max, n_bits, position_nbits, 2),
-            (s.field, s.shifted[0 : config.m_max], s.n, s.place, s.code), after_field,
-        )  # fmt: skip
+        # Components: what decoders need of the field, and then the decoders
+        (place,) = _held(s, "cut_place", (position_nbits,), (s.place,), after_field)
+        if "rank" in config.codes or "index" in config.codes:
+            (field,) = _held(s, "cut_field", (field_bits,), (s.field,), after_field)
         if config.rank_m_max:
+            (n,) = _held(s, "cut_n", (n_bits,), (s.n,), after_field)
             m_max = config.rank_m_max
             rank_bits = count_bits(comb(m_max, m_max // 2))
             registers = min(in_decoder, m_max - 1)
@@ -299,6 +299,7 @@ class LaneDecoderRTL(Component):
 
         if "bitmask" in config.codes:
             registers = min(in_decoder, config.m_max - 1)
+            (mask,) = _held(s, "cut_mask", (config.m_max,), (s.shifted[0 : config.m_max],), after_field)
             s.mask_decoder = BitmaskDecoderRTL(config.m_max, position_nbits, registers)
             s.mask_decoder.mask //= mask
             s.mask_decoder.place //= place
@@ -307,20 +308,22 @@ class LaneDecoderRTL(Component):
         else:
             s.by_mask //= 0
 
-        place, code, field = _held(s, "decoded", (position_nbits, 2, field_bits), (place, code, field), in_decoder)
         if "index" in config.codes:
+            (field,) = _held(s, "decoded_field", (field_bits,), (field,), in_decoder)
             used = min(field_bits, position_nbits)
             s.by_index[0:used] //= field[0:used]
             if used < position_nbits:
                 s.by_index[used:position_nbits] //= 0
         else:
             s.by_index //= 0
+        (place,) = _held(s, "decoded_place", (position_nbits,), (place,), in_decoder)
         s.place_decoded = Wire(position_nbits)
-        s.code_decoded = Wire(2)
         s.place_decoded //= place
-        s.code_decoded //= code
 
         if config.codes:
+            (code,) = _held(s, "decoded_code", (2,), (s.code,), config.decode_registers)
+            s.code_decoded = Wire(2)
+            s.code_decoded //= code
 
             @update
             def up_position():

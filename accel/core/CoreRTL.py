@@ -86,7 +86,8 @@ class CoreRTL(Component):
         s.accept = Wire()
         s.all_ready = Wire()
         s.active = Wire()
-        s.window_shift = Wire(Window)
+        s.window_read = Wire(Window)  # in the cycle of its address
+        s.window_shift = Wire(position_bits(config))
         s.row_on = [Wire() for _ in range(rows)]
         s.last_step_val = Wire()  # what the last column takes
         s.last_step = Wire(mk_step_msg(config))
@@ -107,7 +108,6 @@ class CoreRTL(Component):
         s.swapped = HoldRTL(1, 1, config.has_register("read"))
         s.enable = HoldRTL(1, rows, config.has_register("read"))
         s.window_delay = DelayRTL(Window, WINDOW_DELAY + config.window_registers - 1)
-        s.window_read = DelayRTL(Window, 1)
         s.group_delay = DelayRTL(Group, PE_DELAY + config.sum_registers)
         s.drains = DrainSequencerRTL(config)
         s.column = [ColumnType(config) for _ in range(columns)]
@@ -136,9 +136,7 @@ class CoreRTL(Component):
         s.loader.block_ready //= s.sequencer.block_ready
         s.window_delay.val //= s.sequencer.window_val
         s.window_delay.msg //= s.sequencer.window
-        s.window_read.val //= s.window_delay.val_out
-        s.window_read.msg //= s.window_delay.msg_out
-        s.acts_buffer.raddr //= s.window_read.msg_out.addr
+        s.acts_buffer.raddr //= s.window_read.addr
         s.loader.freed_words //= s.freed_words
         for r in range(rows):
             s.row[r].even //= s.acts_buffer.even[r]
@@ -149,7 +147,7 @@ class CoreRTL(Component):
             s.enable.in_[r] //= s.row_on[r]
             s.row[r].window //= s.column[0].window[r]
 
-        s.shift.in_[0] //= s.window_shift.shift
+        s.shift.in_[0] //= s.window_shift
         s.swapped.in_[0] //= s.acts_buffer.swapped
 
         # Connections: weights
@@ -232,9 +230,10 @@ class CoreRTL(Component):
 
         @update_ff
         def ff_window():
-            s.window_shift <<= s.window_read.msg_out
+            s.window_read <<= s.window_delay.msg_out
+            s.window_shift <<= s.window_read.shift
             for r in range(rows):
-                s.row_on[r] <<= s.window_read.msg_out.rows > r
+                s.row_on[r] <<= s.window_read.rows > r
 
         @update_ff
         def ff_outstanding():

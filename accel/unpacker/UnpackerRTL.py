@@ -119,7 +119,14 @@ class UnpackerRTL(Component):
         s.header_free = Wire(header_count)
         s.code_margin = Wire(code_margin_bits)  # what is free beyond a tile; negative while there is no room for one
         s.value_margin = Wire(value_margin_bits)
+        s.code_free_next = Wire(code_margin_bits)  # these four: if no tile takes its room
+        s.value_free_next = Wire(value_margin_bits)
+        s.code_margin_next = Wire(code_margin_bits)
+        s.value_margin_next = Wire(value_margin_bits)
         s.has_header = Wire()
+        s.charge = Wire()
+        s.charged_code_words = Wire(code_count)
+        s.charged_value_words = Wire(value_count)
         s.code_ptr = Wire(code_addr_bits)
         s.value_ptr = Wire(value_addr_bits)
         s.header_ptr = Wire(header_addr_bits)
@@ -302,6 +309,19 @@ class UnpackerRTL(Component):
         else:
             s.header_part //= 1
 
+        @update
+        def up_charge():
+            s.charged_code_words @= 0
+            s.charged_value_words @= 0
+            if s.charge:
+                s.charged_code_words @= s.cmd.code_words
+                s.charged_value_words @= s.cmd.value_words
+
+        @update_ff
+        def ff_charge():
+            # A tile takes its room a cycle after it has started: it has another beat, and nobody asks before the next.
+            s.charge <<= s.tile_start & ~s.reset
+
         @update_ff
         def ff_room():
             if s.reset:
@@ -309,35 +329,31 @@ class UnpackerRTL(Component):
                 s.value_free <<= value_words
                 s.header_free <<= header_slots
                 s.has_header <<= 1
-            elif s.tile_start & s.tile_freed:
-                s.code_free <<= s.code_free - s.cmd.code_words + s.freed_code_words
-                s.value_free <<= s.value_free - s.cmd.value_words + s.freed_value_words
-            elif s.tile_start:
-                s.code_free <<= s.code_free - s.cmd.code_words
-                s.value_free <<= s.value_free - s.cmd.value_words
-                s.header_free <<= s.header_free - 1
-                s.has_header <<= s.header_free != 1
-            elif s.tile_freed:
-                s.code_free <<= s.code_free + s.freed_code_words
-                s.value_free <<= s.value_free + s.freed_value_words
-                s.header_free <<= s.header_free + 1
-                s.has_header <<= 1
+            else:
+                s.code_free <<= s.code_free + s.freed_code_words - s.charged_code_words
+                s.value_free <<= s.value_free + s.freed_value_words - s.charged_value_words
+                if s.charge & ~s.tile_freed:
+                    s.header_free <<= s.header_free - 1
+                    s.has_header <<= s.header_free != 1
+                elif ~s.charge & s.tile_freed:
+                    s.header_free <<= s.header_free + 1
+                    s.has_header <<= 1
+
+        @update
+        def up_margin():
+            s.code_free_next @= zext(s.code_free, code_margin_bits) + zext(s.freed_code_words, code_margin_bits)
+            s.value_free_next @= zext(s.value_free, value_margin_bits) + zext(s.freed_value_words, value_margin_bits)
+            s.code_margin_next @= s.code_margin + zext(s.freed_code_words, code_margin_bits)
+            s.value_margin_next @= s.value_margin + zext(s.freed_value_words, value_margin_bits)
 
         @update_ff
         def ff_margin():
-            codes_freed = zext(s.freed_code_words, code_margin_bits)
-            values_freed = zext(s.freed_value_words, value_margin_bits)
             if s.section == idle:
-                free = zext(s.code_free, code_margin_bits) + codes_freed
-                s.code_margin <<= free - zext(s.command.msg.code_words, code_margin_bits)
-                value_free = zext(s.value_free, value_margin_bits) + values_freed
-                s.value_margin <<= value_free - zext(s.command.msg.value_words, value_margin_bits)
-            elif s.tile_start:
-                s.code_margin <<= s.code_margin - zext(s.cmd.code_words, code_margin_bits) + codes_freed
-                s.value_margin <<= s.value_margin - zext(s.cmd.value_words, value_margin_bits) + values_freed
+                s.code_margin <<= s.code_free_next - zext(s.command.msg.code_words, code_margin_bits)
+                s.value_margin <<= s.value_free_next - zext(s.command.msg.value_words, value_margin_bits)
             else:
-                s.code_margin <<= s.code_margin + codes_freed
-                s.value_margin <<= s.value_margin + values_freed
+                s.code_margin <<= s.code_margin_next - zext(s.charged_code_words, code_margin_bits)
+                s.value_margin <<= s.value_margin_next - zext(s.charged_value_words, value_margin_bits)
 
         @update_ff
         def ff_write():

@@ -115,7 +115,7 @@ _ECP5_MAP = "ecp5_map.v"
 ECP5 = Target(
     name="ecp5",
     title="Lattice ECP5",
-    steps=("synth_ecp5 {keep} {dsp} -run :check -top {top}",),  # what follows only names, checks and prints
+    steps=("synth_ecp5 -no-rw-check {keep} {dsp} -run :check -top {top}",),  # what follows only names, checks and prints
     cells=(
         (r"LUT4", _LUT),
         (r"CCU2C", _CARRY),
@@ -147,7 +147,7 @@ ECP5 = Target(
 ICE40 = Target(
     name="ice40",
     title="Lattice iCE40 UltraPlus",
-    steps=("synth_ice40 -device u {keep} {dsp} -run :check -top {top}",),
+    steps=("synth_ice40 -no-rw-check -device u {keep} {dsp} -run :check -top {top}",),
     cells=(
         (r"SB_LUT4", _LUT),
         # A carry is part of a logic cell, beside its LUT.
