@@ -226,7 +226,7 @@ class CoreConfig:
 
     # -- value ranges and the widths that follow ---------------------------------------------------
 
-    @property
+    @cached_property
     def m_max(self) -> int:
         """Largest block of a pattern."""
         return max(pattern.m for pattern in self.all_patterns)

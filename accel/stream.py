@@ -230,6 +230,8 @@ def tile_group(config: CoreConfig, pattern: NMPattern, in_features: int, group_s
     A group that spans the whole row is cut into equal chunks, the last one padded. Of several groups each is
     cut at a divisor of its blocks, so that no chunk has two scales.
     """
+    if group_size != -1 and group_size < 1:
+        raise ConfigError(f"A group is of one weight or more, or -1 for a whole row, but {group_size} was given.")
     row_blocks = -(-in_features // pattern.m)
     blocks_max = config.group_max // pattern.m
     if group_size == -1 or group_size >= in_features:

@@ -530,3 +530,10 @@ def test_a_layout_of_nothing_is_refused(changes: dict, words: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the words are compared
         dataclasses.replace(LAYOUT, **changes)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("group_size", [0, -2])
+def test_a_group_of_no_weights_is_refused(group_size: int) -> None:
+    with pytest.raises(ConfigError) as error:
+        layout_for(load_preset("tiny"), NMPattern(2, 4), 4, 64, group_size)
+    assert str(error.value) == f"A group is of one weight or more, or -1 for a whole row, but {group_size} was given."
