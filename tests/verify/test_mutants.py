@@ -6,6 +6,7 @@ A mutant is a copy of the `accel` package with one place of its source changed, 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ ROOT = PACKAGE.parent
 # the hunts for two of them are on cores where what they break happens often: groups of one step on one row need
 # forwarding, and one lane leaves the unpacker far ahead, with full rings.
 CORES = {"if s.forward:": "core_configs(rows=1, columns=2, lanes=4, window=4)"}
-CORES["s.value_free >= s.cmd.value_words)"] = "core_configs(rows=2, columns=1, lanes=1, window=6)"
+CORES["~s.value_margin["] = "core_configs(rows=2, columns=1, lanes=1, window=6)"
 # These keep every result and only take other cycles.
 CYCLE_MUTANTS = [
     ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= s.length"),
@@ -37,9 +38,9 @@ CL_MUTANTS = [
     ("unpacker/UnpackerCL.py", "s.need = s.held < s.take", "s.need = s.held <= s.take"),
     ("unpacker/UnpackerCL.py", "config.value_words, config.header_slots", "config.value_words, 2"),
     ("unpacker/UnpackerCL.py", "s.value_free >= s.cmd.value_words", "s.value_free > s.cmd.value_words"),
-    ("act_buffer/ActBufferCL.py", "s.freed.post(s.now + 3, words)", "s.freed.post(s.now + 4, words)"),
+    ("act_buffer/ActBufferCL.py", "s.now + 3 + s.registers, words", "s.now + 4 + s.registers, words"),
     ("act_buffer/ActBufferCL.py", "s.room = s.busy and (s.started or", "s.room = s.busy and (True or"),
-    ("column/ColumnCL.py", "s.now + steps.length + 5", "s.now + steps.length + 4"),
+    ("column/ColumnCL.py", "s.registers + steps.length + 5", "s.registers + steps.length + 4"),
     ("writer/ResultWriterCL.py", "s.credits = QUEUE_WORDS", "s.credits = QUEUE_WORDS - 2"),
     ("writer/ResultWriterCL.py", "s.half_free.post(s.now + 1)", "s.half_free.post(s.now + 2)"),
     ("core/CoreCL.py", "QUEUE_COMMANDS = 2", "QUEUE_COMMANDS = 1"),
@@ -51,21 +52,22 @@ MUTANTS = [
     ("scale_unit/ScaleUnitRTL.py", "sext(s.scale, scaled_bits)", "zext(s.scale, scaled_bits)"),
     ("accumulator/AccumulatorRTL.py", "            if s.forward:", "            if s.forward & s.reset:"),
     ("accumulator/AccumulatorRTL.py", "if s.add.first:", "if s.add.first & s.reset:"),
-    ("column_feeder/ColumnFeederRTL.py", "s.remainder[i] >= s.binomial", "s.remainder[i] > s.binomial"),
-    ("column_feeder/ColumnFeederRTL.py", "if s.step_decode.asymmetric:", "if s.step_decode.first:"),
-    ("column_feeder/ColumnFeederRTL.py", "if s.seen[i] == s.wanted:", "if s.seen[i] >= s.wanted:"),
+    ("column_feeder/ColumnFeederRTL.py", "s.remainder_at[i] >= s.binomial", "s.remainder_at[i] > s.binomial"),
+    ("column_feeder/ColumnFeederRTL.py", "if s.step_decode.asymmetric:", "if s.step_decode.last:"),
+    ("column_feeder/ColumnFeederRTL.py", "if s.seen_at[i] == s.wanted:", "if s.seen_at[i] >= s.wanted:"),
     ("column_feeder/ColumnFeederRTL.py", "if s.step_decode.lane_val[lane]:", "if s.val_decode:"),
     ("row_feeder/RowFeederRTL.py", "if s.swapped:", "if s.swapped & s.shift[0]:"),
     ("row_feeder/RowFeederRTL.py", "min(i + step, inputs - 1)", "min(i + 1, inputs - 1)"),
     ("ram/RamRTL.py", "if s.row == last:", "if s.row == last - 1:"),
-    ("unpacker/UnpackerRTL.py", "(s.value_free >= s.cmd.value_words)", "(s.value_free != 0)"),
+    ("unpacker/UnpackerRTL.py", "~s.value_margin[value_margin_bits - 1]", "(s.value_free != 0)"),
     ("unpacker/UnpackerRTL.py", "s.header_part << 1", "s.header_part"),
-    ("act_buffer/ActBufferRTL.py", "(s.free >= s.cmd.block_words)", "(s.free != 0)"),
+    ("act_buffer/ActBufferRTL.py", "~s.margin[margin_bits - 1]", "(s.free != 0)"),
     ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= 0"),
-    ("sequencer/SequencerRTL.py", "elif s.halves_free == 0:", "elif s.halves_free == 3:"),
-    ("sequencer/SequencerRTL.py", "elif s.tiles_ready == 0:", "elif s.reset:"),
+    ("sequencer/SequencerRTL.py", "elif ~s.has_half:", "elif s.reset:"),
+    ("sequencer/SequencerRTL.py", "elif ~s.has_tile:", "elif s.reset:"),
     ("sequencer/SequencerRTL.py", "s.half <<= ~s.half", "s.half <<= s.half"),
-    ("sequencer/SequencerRTL.py", "if s.place_[lane] + 1 == s.n:", "if s.place_[lane] + 2 == s.n:"),
+    ("sequencer/SequencerRTL.py", "s.place[lane] - s.cmd.back[0:position_nbits]", "s.place[lane] + s.cmd.turn"),
+    ("column/ColumnRTL.py", "HoldRTL(config.scale_bits, 1, config.lane_registers)", "HoldRTL(config.scale_bits, 1, 0)"),
     ("writer/ResultWriterRTL.py", " & (s.credits != 0)", ""),
     ("writer/ResultWriterRTL.py", "if s.subtile_left == 2:", "if s.subtile_left == 1:"),
     *CYCLE_MUTANTS,
@@ -93,7 +95,7 @@ def find(case, levels):
                 raise harness.MismatchError(f"rtl takes {runs['rtl'].cycles} cycles instead of {timing.cycles}")
     except Exception as error:
         # The first failure ends the hunt: nobody reads the shrunk case.
-        print(f"found in case {count}: {error}", flush=True)
+        print(f"found in case {count}: {type(error).__module__}.{type(error).__name__}: {error}", flush=True)
         os._exit(0)
     count += 1
     return job, runs
@@ -152,3 +154,7 @@ def hunt(file, before, after, tmp_path, levels, timing):
     )
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
     assert run.stdout.startswith("found")
+    # A mutant that cannot even be elaborated shows nothing: it names what has gone.
+    assert not re.match(r"found in case \d+: (pymtl3\.|builtins\.(Attribute|Name|Type|Syntax)Error)", run.stdout), (
+        run.stdout
+    )
