@@ -428,7 +428,7 @@ def bench_view(benchmark: Benchmark) -> list[RenderableType]:
 
 def _plain(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
