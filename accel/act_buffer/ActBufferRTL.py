@@ -29,6 +29,7 @@ class ActLoaderRTL(Component):
         beat_bits = count_bits(row_beats - 1)
         count, addr_bits = count_bits(words), count_bits(words - 1)
         margin_bits = count + 1
+        sign = margin_bits - 1
         subtile_nbits = subtile_bits(config)
         two_words, two_subtiles = two_in(count), two_in(subtile_nbits)
         row_bits = count_bits(rows)
@@ -74,7 +75,7 @@ class ActLoaderRTL(Component):
 
         @update
         def up_control():
-            s.room @= s.started | ~s.margin[margin_bits - 1]
+            s.room @= s.started | ~s.margin[sign]
             s.command.rdy @= ~s.busy
             s.free_next @= zext(s.free, margin_bits) + zext(s.freed_words, margin_bits)
             s.acts.rdy @= s.busy & s.room

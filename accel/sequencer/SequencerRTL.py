@@ -42,6 +42,7 @@ class StepWalkRTL(Component):
         lanes = config.lanes
         size_bits = count_bits(config.window)
         over_bits = size_bits + 1
+        sign = over_bits - 1
         position_nbits, shift_nbits = position_bits(config), code_shift_bits(config)
         code_nbits = shift_nbits + 1
         step_bits = count_bits(config.group_max)
@@ -101,14 +102,14 @@ class StepWalkRTL(Component):
         @update
         def up_turn():
             for lane in range(lanes):
-                s.carry[lane] @= ~s.over[lane][over_bits - 1]
+                s.carry[lane] @= ~s.over[lane][sign]
                 if s.carry[lane]:
                     s.place_next[lane] @= s.place[lane] - s.cmd.back[0:position_nbits]
                     s.over_next[lane] @= s.over[lane] - zext(s.cmd.back, over_bits)
                 else:
                     s.place_next[lane] @= s.place[lane] + s.cmd.turn
                     s.over_next[lane] @= s.over[lane] + zext(s.cmd.turn, over_bits)
-            s.carry_next @= ~s.over_next[0][over_bits - 1]
+            s.carry_next @= ~s.over_next[0][sign]
             s.next_last @= s.steps_left == two
             s.next_round_last @= s.round_left == two
 

@@ -76,6 +76,7 @@ class UnpackerRTL(Component):
         code_count, value_count = count_bits(code_words), count_bits(value_words)
         header_count = count_bits(header_slots)
         code_margin_bits, value_margin_bits = code_count + 1, value_count + 1
+        code_sign, value_sign = code_margin_bits - 1, value_margin_bits - 1
         beat_bits = count_bits(max(asymmetric_beats, code_words, value_words))
         code_addr_bits = count_bits(code_words - 1)
         value_addr_bits = count_bits(value_words - 1)
@@ -210,9 +211,7 @@ class UnpackerRTL(Component):
         def up_control():
             s.need @= s.held_bytes < s.take_bytes
             # Ready follows from registers only: room for a whole tile, and too few bytes held.
-            s.room @= s.started | (
-                ~s.code_margin[code_margin_bits - 1] & ~s.value_margin[value_margin_bits - 1] & s.has_header
-            )
+            s.room @= s.started | (~s.code_margin[code_sign] & ~s.value_margin[value_sign] & s.has_header)
             s.weights.rdy @= (s.section != idle) & s.room & s.need
             s.beat @= (s.section != idle) & s.room & (s.weights.val | ~s.need)
             s.section_end @= s.beat & s.last_beat
