@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from accel.codes import CODES
 from accel.config import ANY_PATTERN, ConfigError, CoreConfig
 from flows.area_model import Area, Placing, Point, memory_luts
 from quant.atomic_file import write_text
@@ -203,32 +202,30 @@ def drawn(number: int) -> tuple[CoreConfig, str]:
     """Return the core of a number, and its choice of multiplier blocks.
 
     Sizes are those of small and medium cores, spread over what a core of a usual size is made of. What is not drawn
-    here, such as registers, is as in one of the presets.
+    here is as in the preset for this family of devices: without its registers no core comes near a clock of 100 MHz.
     """
-    from accel.config import load_preset, preset_names
+    from accel.config import load_preset
 
     chance = random.Random(f"nimble area point {number}")
+    base = load_preset("ulx3s")
     while True:
-        base = load_preset(chance.choice(preset_names()))
         rows, columns = chance.choice((1, 2, 3, 4, 6, 8)), chance.choice((1, 2, 3, 4, 6, 8))
-        lanes = chance.choice((1, 2, 3, 4, 4, 6, 8, 8))
-        window = chance.choice((4, 8, 8, 12, 16, 16, 24, 32))
-        group_max = chance.choice((32, 64, 128, 128, 256))
-        k_max = chance.choice((256, 1024, 4096, 16384))
+        lanes = chance.choice((1, 2, 2, 4, 4, 8))
+        window = chance.choice((4, 8, 8, 16, 16))
+        group_max = chance.choice((64, 128, 128))
+        k_max = chance.choice((4096, 16384))
         patterns = chance.choice((ANY_PATTERN, ANY_PATTERN, ("1:1", "2:4"), ("1:1", "2:4", "4:8", "1:4"), DENSE_ONLY))
         words = -(-k_max // (lanes if patterns == DENSE_ONLY else window))
-        codes = chance.choice((CODES, CODES, ("rank", "bitmask"), ("bitmask",), ("index",)))
+        codes = chance.choice((("index",), ("index",), ("bitmask",), ("bitmask", "index")))
         changes: dict[str, Any] = {
             "rows": rows,
             "columns": columns,
             "lanes": lanes,
             "window": window,
-            "act_bits": chance.choice((4, 8, 8, 8, 8, 16)),
             "asymmetric": chance.choice((False, True)),
             "patterns": patterns,
             # Without blocks to choose from, a window beyond the lanes is of no use.
             **({"codes": codes} if patterns != DENSE_ONLY else {**WITHOUT_CODES, "window": lanes}),
-            "scale_bits": chance.choice((4, 8, 8, 8, 16)),
             "group_max": group_max,
             "k_max": k_max,
             "subtiles": chance.choice((1, 2, 4, 8)),

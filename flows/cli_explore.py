@@ -113,7 +113,7 @@ def explore(
 ) -> Report:
     """Sweep cores for a model: LUTs by a model of synthesised ones, tokens/s as nimble estimate, and the best of both.
 
-    Other parameters are those of --preset or --config, else of the edge core. LUTs are those of Lattice ECP5.
+    Other parameters are those of --preset or --config, else of the ulx3s core. LUTs are those of Lattice ECP5.
     """
     from flows.parallel import Workers
 
@@ -132,7 +132,7 @@ def explore(
     from flows.validate import numbers_of
     from flows.workload import Workload
 
-    base = choose_core(preset, config)
+    base = choose_core(preset, config, default="ulx3s")
     grid = Grid(
         rows=numbers_of(rows, "--rows"),
         columns=numbers_of(columns, "--columns"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: Declare ``preset: PresetOption = None, config: ConfigOption = None`` and call `choose_core`.
 PresetOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="A core that comes with Nimble: tiny, edge or wide.")
+    str | None, typer.Option(metavar="NAME", help="A core that comes with Nimble: tiny, ulx3s, edge or wide.")
 ]
 ConfigOption = Annotated[
     Path | None,

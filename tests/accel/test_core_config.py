@@ -196,10 +196,10 @@ def test_the_ends_of_every_range_are_accepted() -> None:
 
 
 def test_presets_load_and_state_every_parameter_once() -> None:
-    assert preset_names() == ["tiny", "edge", "wide"]
+    assert preset_names() == ["tiny", "ulx3s", "edge", "wide"]
     for name in preset_names():
         assert isinstance(load_preset(name), CoreConfig)
-    with pytest.raises(ConfigError, match=r"^There is no preset named 'huge'; the presets are tiny, edge, wide\.$"):
+    with pytest.raises(ConfigError, match=r"^There is no preset named 'huge'; the presets are tiny, ulx3s, edge, wide\.$"):
         load_preset("huge")
 
 
