@@ -41,7 +41,8 @@ class ScaleUnitRTL(Component):
         else:
             low_bits = LOW_BITS
             high_bits = config.partial_bits - low_bits
-            low_product_bits = low_bits + scale_bits + 1
+            # Exact sums modulo 2**scaled_bits are exact, so nothing is wider than that.
+            low_product_bits = min(scaled_bits, low_bits + scale_bits + 1)
             high_product_bits = high_bits + scale_bits
             s.high = Wire(high_bits)
             s.high //= s.partial[low_bits : config.partial_bits]
