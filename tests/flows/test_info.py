@@ -137,7 +137,9 @@ def test_a_preset_and_a_file(tmp_path: Path, refusal: Any) -> None:
 
 
 def test_an_unknown_preset(refusal: Any) -> None:
-    assert refusal("info", "--preset", "edgy") == ("There is no preset named 'edgy'; the presets are tiny, ulx3s, edge, wide.")
+    assert refusal("info", "--preset", "edgy") == (
+        "There is no preset named 'edgy'; the presets are tiny, ulx3s, edge, wide."
+    )
 
 
 @pytest.mark.parametrize(

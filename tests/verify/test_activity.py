@@ -123,8 +123,8 @@ def test_every_register_bit_toggles_as_often_as_in_python(tmp_path: Path) -> Non
 def test_memories_count_their_words(tmp_path: Path) -> None:
     work = job(tokens=2)
     run, activity = measure_activity(work, PATHS)
-    written = activity.blocks["column.buffer.values.even", _module("column[0].buffer.values.even")]
-    odd = activity.blocks["column.buffer.values.odd", _module("column[0].buffer.values.odd")]
+    written = activity.blocks["column.buffer.values.even.column0", _module("column[0].buffer.values.even.column0")]
+    odd = activity.blocks["column.buffer.values.odd.column0", _module("column[0].buffer.values.odd.column0")]
     # Every word of the stream's values is written once, to one of both banks, in each column.
     layout = work.stream.layout
     values = layout.out_tiles * layout.groups * layout.value_bytes

@@ -1,4 +1,4 @@
-"""What a memory reads at an address that is written in the same cycle does not matter: block RAM may answer anything."""
+"""What a memory reads where it is written in the same cycle does not matter: block RAM may answer anything."""
 
 from __future__ import annotations
 

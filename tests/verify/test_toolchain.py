@@ -78,15 +78,11 @@ def test_pyverilator_understands_the_version(cache: Path) -> None:
 
 def test_perl_can_be_asked_to_start_the_wrapper(cache: Path) -> None:
     """pyverilator starts `perl verilator …`, whatever language that file is in."""
-    answer = subprocess.run(
-        ["perl", find_verilator().executable, "--help"], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run(["perl", find_verilator().executable, "--help"], capture_output=True, text=True, check=True)
     assert "--top-module" in answer.stdout
 
 
-def test_the_environment_lasts_as_long_as_the_with_block(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_lasts_as_long_as_the_with_block(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKEFLAGS", "n -j8 --jobserver-auth=3,4")
     monkeypatch.setenv("MAKELEVEL", "1")
     before = dict(os.environ)
@@ -110,9 +106,7 @@ def test_make_takes_the_compiler_with_a_blank_from_the_environment(
 ) -> None:
     monkeypatch.setenv("CXX", "env g++")
     (tmp_path / "Makefile").write_text("CXX = wrong\nall:\n\t@echo '$(CXX)|$(CFG_CXXFLAGS_PCH_I)'\n")
-    answer = subprocess.run(
-        ["make"], env=environment(find_verilator()), capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run(["make"], env=environment(find_verilator()), capture_output=True, text=True, check=True)
     assert answer.stdout == "env g++|-include\n"
 
 
@@ -238,9 +232,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_compiler_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(write_script(tmp_path / "g++", "exit 3")))
-    with pytest.raises(
-        ToolError, match=r"g\+\+' does not answer --version \(exit status 3: no output\); set"
-    ):
+    with pytest.raises(ToolError, match=r"g\+\+' does not answer --version \(exit status 3: no output\); set"):
         compiler_version()
 
 

@@ -126,16 +126,12 @@ def test_the_runtime_library_is_compiled_once(tmp_path: Path, monkeypatch: pytes
 
 def test_a_design_in_many_files_is_compiled(empty_cache: Path) -> None:
     """Large designs are compiled file by file with a precompiled header, small ones are not."""
-    library = build_library(
-        COUNTER, "counter", TESTBENCH, cxxflags=("-O0",), verilator_flags=("--output-split", "1")
-    )
+    library = build_library(COUNTER, "counter", TESTBENCH, cxxflags=("-O0",), verilator_flags=("--output-split", "1"))
     assert ctypes.CDLL(str(library)).run(7) == 12
     assert "pch.h.fast" in (library.parent / "build.log").read_text()
 
 
-def test_compiler_flags_in_the_environment_change_nothing(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiler_flags_in_the_environment_change_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CPPFLAGS", "CXXFLAGS", "LDFLAGS", "LDLIBS"):
         monkeypatch.setenv(name, "-no-such-flag")
     assert build_library(COUNTER, "counter", TESTBENCH, cxxflags=("-O0",)).is_file()
@@ -190,9 +186,7 @@ def test_a_syntax_error_is_shown(empty_cache: Path) -> None:
     with pytest.raises(BuildError) as caught:
         build_library(COUNTER.replace("endmodule", "endmodul"), "counter", TESTBENCH)
     first, *rest = str(caught.value).splitlines()
-    assert first == (
-        "Verilator refused the module 'counter' (exit status 1). The log's errors and last lines:"
-    )
+    assert first == ("Verilator refused the module 'counter' (exit status 1). The log's errors and last lines:")
     assert any("syntax error" in line and "design.sv" in line for line in rest)
     assert visible_entries(empty_cache) == []
 
@@ -266,14 +260,9 @@ def test_an_interrupted_build_leaves_nothing_half_written(
     """The compiler waits for ever; after the interruption the next build finds the way free."""
     started = tmp_path / "started"
     slow = tmp_path / "slow-g++"
-    slow.write_text(
-        f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho $$ > {started}\nexec sleep 99\n'
-    )
+    slow.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho $$ > {started}\nexec sleep 99\n')
     slow.chmod(0o755)
-    script = (
-        "from verify.verilator_build import build_library\n"
-        f"build_library({COUNTER!r}, 'counter', {TESTBENCH!r})\n"
-    )
+    script = f"from verify.verilator_build import build_library\nbuild_library({COUNTER!r}, 'counter', {TESTBENCH!r})\n"
     root = Path(verilator_build.__file__).resolve().parents[1]
     process = subprocess.Popen(
         [sys.executable, "-c", script],
