@@ -115,7 +115,8 @@ _ECP5_MAP = "ecp5_map.v"
 ECP5 = Target(
     name="ecp5",
     title="Lattice ECP5",
-    steps=("synth_ecp5 -no-rw-check {keep} {dsp} -run :check -top {top}",),  # what follows only names, checks and prints
+    # What follows `:check` only names, checks and prints.
+    steps=("synth_ecp5 -no-rw-check {keep} {dsp} -run :check -top {top}",),
     cells=(
         (r"LUT4", _LUT),
         (r"CCU2C", _CARRY),
