@@ -90,7 +90,8 @@ module wide_mux (A, S, Y);
   parameter [(WIDTH << S_WIDTH)-1:0] _TECHMAP_CONSTMSK_A_ = 0;
   genvar i;
   generate
-  if (S_WIDTH < 2 || S_WIDTH > 4 || WIDTH < 4) begin
+  // A table of constants is logic, of which LUTs hold more.
+  if (S_WIDTH < 2 || S_WIDTH > 4 || WIDTH < 4 || &_TECHMAP_CONSTMSK_A_) begin
     wire _TECHMAP_FAIL_ = 1;
   end else begin
     for (i = 0; i < WIDTH; i = i + 1) begin : bit_
