@@ -105,6 +105,10 @@ def _constants(config: CoreConfig) -> list[ConstantBits]:
         found.append(
             _bits("sequencer.step", codes[reached:], f"Lane {lane}'s code comes after at most {lane} others of a step.")
         )
+    if config.slice_bytes == 1:
+        reason = "A beat of one byte takes one byte, the last one too."
+        found += [_bits(f"unpacker.{name}", range(2), reason) for name in ("section_last", "take_bytes")]
+        found += [ConstantBits(rf"unpacker\.{name}", reason) for name in ("section_last", "take_bytes")]
     if config.chain_rows == 1:
         length = _field_bits(mk_group_msg(config))["length"]
         found.append(_bits("sequencer.group", length, "A drain chain of one row has always one partial sum."))
