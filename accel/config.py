@@ -31,7 +31,7 @@ RESULT_BITS = 64  # of one lane of a result word; a GEMM may ask for the packed 
 RANK_M_MAX = 8  # largest block that the enumerative code is generated for
 ANY_PATTERN = ("any",)
 #: Where the way of the data may have registers, in its order.
-REGISTERS = ("read", "multiplexer", "multiplier", "adders", "scale")
+REGISTERS = ("read", "multiplexer", "multiplier", "adders", "scale", "weights", "acts", "results")
 
 
 class ConfigError(ValueError):
@@ -108,11 +108,16 @@ class CoreConfig:
     #: Results in one result word (1..15, at most `columns`).
     result_lanes: int
     #: Registers on the way of the data, each a cycle of latency: after "read" (of weights and activations), a lane's
-    #: "multiplexer" and "multiplier", the PE's "adders", and within the "scale" unit.
+    #: "multiplexer" and "multiplier", the PE's "adders", and within the "scale" unit; and on long ways: "weights" pass
+    #: from column to column on their way to the weight buffers, "acts" have a register more before the activation
+    #: buffer, and "results" one before they are read and one after.
     registers: tuple[str, ...]
     #: Registers in the decoding of block codes (0..8), each a cycle of latency: the first after a lane's code field
     #: is cut out, others spread over the positions that the rank decoder goes through.
     decode_registers: int
+    #: PE rows that share a register of what goes to all rows of a column or of the activation buffer: there is one
+    #: for so many rows (1..64). It changes no cycle.
+    fanout_rows: int
 
     def __post_init__(self) -> None:
         for name in _LISTS:
@@ -145,6 +150,7 @@ class CoreConfig:
         self._require_range("act_ports", 1, self.rows)
         self._require_range("result_lanes", 1, min(15, self.columns))
         self._require_range("decode_registers", 0, 8)
+        self._require_range("fanout_rows", 1, 64)
         self._require_names("registers", REGISTERS)
         self._require_patterns()
         self._require_names("codes", CODES)
@@ -431,6 +437,11 @@ class CoreConfig:
         return int(place in self.registers)
 
     @property
+    def row_copies(self) -> int:
+        """Copies of a register that goes to all rows."""
+        return -(-self.rows // self.fanout_rows)
+
+    @property
     def lane_registers(self) -> int:
         """Registers between a PE's window and its accumulator."""
         return sum(map(self.has_register, ("multiplexer", "multiplier", "adders")))
@@ -449,6 +460,21 @@ class CoreConfig:
     def result_registers(self) -> int:
         """Cycles that configured registers add between a step and its results."""
         return self.sum_registers + self.has_register("scale")
+
+    @property
+    def tile_delay(self) -> int:
+        """Cycles from the last beat of a weight tile to the first in which a step may use it."""
+        return 2 + self.has_register("weights")
+
+    @property
+    def block_delay(self) -> int:
+        """Cycles from the last word of a token block to the first in which a step may use it."""
+        return 2 + self.has_register("acts")
+
+    @property
+    def read_delay(self) -> int:
+        """Cycles from the read of a result to the first in which its word may leave."""
+        return 2 + 2 * self.has_register("results")
 
     # -- names ---------------------------------------------------------------------------------------
 

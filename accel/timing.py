@@ -6,16 +6,16 @@ one in which the core accepts the first command. The rules of the core, in cycle
 
 * A unit whose command was accepted in cycle a works from a + 2 on, and takes its next one two cycles after
   its last item. A command is accepted when all four units have room for it in their queues of two.
-* Activations: one word a cycle, or when they arrive; after the last one the block is usable 2 cycles later.
-  A block gives its room in the buffer back 4 + `CoreConfig.window_registers` cycles after its last step was issued.
+* Activations: one word a cycle, or when they arrive; `CoreConfig.block_delay` cycles after the last one the block is
+  usable. Its room in the buffer is free again 4 + `CoreConfig.window_registers` cycles after its last step was issued.
 * Weights: one beat a cycle, and a beat that needs a new word waits for it; a tile starts when its predecessor
   has ended and the buffer has room, which a tile gives back C + 2 cycles after its last step was issued (it has
-  passed all columns by then); a tile is usable 2 cycles after its last beat.
+  passed all columns by then); a tile is usable `CoreConfig.tile_delay` cycles after its last beat.
 * Steps: one a cycle. The last step of a group waits until the chain is free: as many cycles after the last
   step of the group before it as that one had partials on a chain.
 * An output tile's results are readable after its last step + partials + C + 6 + `CoreConfig.result_registers`; the
   writer reads one word a cycle, and gives the accumulators back with its last read: the tile after the next may
-  start one cycle later. A word leaves 2 cycles after its read.
+  start one cycle later. A word leaves `CoreConfig.read_delay` cycles after its read.
 
 `gemm_timings` walks many GEMMs side by side, one tile of each at a time: every state below is an array with
 one entry a GEMM, and NumPy's cost of a call is shared by all of them. The rules only add and take maxima, so once
@@ -342,7 +342,7 @@ class _Walk:
             t.port[i] = self._read_from(i, issue) + words * self.act_ticks
             loaded = self._cycle(t.port[i]) + self.memory.latency
         t.loader[i, 2] = loaded + 1
-        t.acts_ready[i] = loaded + 2
+        t.acts_ready[i] = loaded + config.block_delay
         t.unpacked[i] = np.maximum(t.unpacked[i], unpack_from - 1)
         t.next_step[i] = step_from
         t.write_from[i] = write_from
@@ -370,7 +370,7 @@ class _Walk:
         if not len(ended):
             return
         number = g.number[ended]
-        self.ends[number, 0] = self.ends[number, 1] = t.read[ended] + 3
+        self.ends[number, 0] = self.ends[number, 1] = t.read[ended] + self.config.read_delay + 1
         self.ends[number, 2:] = t.counters[ended]
         if self.memory is not None:
             waiting = ended
@@ -402,7 +402,7 @@ class _Walk:
         t.unpacked[n] = end
 
         now = t.next_step[n]
-        waits = [(_WEIGHTS, end + 2)]
+        waits = [(_WEIGHTS, end + self.config.tile_delay)]
         if group == 0:
             acts_ready = np.where(t.out_tile[n] == 0, t.acts_ready[n], _PAST)
             waits = [(_ACTS, acts_ready), *waits, (_WRITE, t.read_before[n] + 1)]
@@ -458,9 +458,9 @@ class _Walk:
         if self.memory is not None:
             number = np.arange(len(t.queued))
             place = t.queued % t.writes.shape[1]
-            t.writes[number, place] = t.read + 3
+            t.writes[number, place] = t.read + config.read_delay + 1
             t.write_ticks[number, place] = words * g.result_ticks
-            t.next_write = np.where(t.served == t.queued, t.read + 3, t.next_write)
+            t.next_write = np.where(t.served == t.queued, t.read + config.read_delay + 1, t.next_write)
             t.queued += 1
         t.out_tile += 1
         self._skip_out_tiles(np.flatnonzero(t.out_tile < g.out_tiles - 1))

@@ -194,6 +194,7 @@ def drive(
 
         core.sim_tick()
         cycle += 1
+    core.sim_tick()  # counters tell of the cycle before
     environment.finish(cycle)
     assert environment.written is not None
     counters = {cause: int(count) for cause, count in zip(CAUSES, core.counters, strict=True)}

@@ -39,6 +39,7 @@ SMALLEST = CoreConfig(
     result_lanes=1,
     registers=(),
     decode_registers=0,
+    fanout_rows=64,
 )
 
 
@@ -79,6 +80,7 @@ def core_configs(draw: st.DrawFn, rows: int = 4, columns: int = 4, lanes: int = 
         "result_lanes": draw(st.integers(1, column_count)),
         "registers": tuple(name for name in REGISTERS if draw(st.booleans())),
         "decode_registers": draw(st.just(0) | st.integers(0, 8)) if codes else 0,
+        "fanout_rows": draw(st.just(64) | st.integers(1, 8)),
     }
     widths = _slice_widths(tuple(values.items()))
     return CoreConfig(**values, slice_bytes=draw(st.sampled_from(widths)))

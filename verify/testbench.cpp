@@ -303,6 +303,7 @@ int nimble_run(Job* job) {
             }
         }
     }
+    edge();  // counters tell of the cycle before
     *job->progress = got;
     job->cycles = cycle;
     if (timed) port.finish(cycle);

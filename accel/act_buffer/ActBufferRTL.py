@@ -10,6 +10,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff,
 
 from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg, subtile_bits
+from accel.delay.DelayRTL import DelayRTL, FanoutRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 from accel.ram.RamRTL import PairAddressRTL, RamRTL
 from accel.ram.RingAddRTL import RingAddRTL
@@ -46,6 +47,7 @@ class ActLoaderRTL(Component):
         s.freed_words = InPort(count)  # 0 when no block is freed
 
         # State and wires
+        s.block_end = Wire()
         s.busy = Wire()
         s.started = Wire()  # the block has its room
         s.cmd = Wire(Command)
@@ -66,6 +68,10 @@ class ActLoaderRTL(Component):
         s.rows_here = Wire(sum_bits)
 
         # Components
+        s.ready = DelayRTL(mk_bits(1), config.block_delay - 1)
+        s.ready.val //= s.block_end
+        s.ready.msg //= 0
+        s.ready.val_out //= s.block_ready
         s.address = RingAddRTL(words)
         s.address.base //= s.base
         s.address.step //= s.word
@@ -84,6 +90,7 @@ class ActLoaderRTL(Component):
             if s.last_subtile:
                 s.rows_here @= zext(s.cmd.last_rows, sum_bits)
             s.last_beat @= s.row_end >= s.rows_here
+            s.block_end @= s.take & s.last_word & s.last_beat & s.last_subtile
 
         @update_ff
         def ff_control():
@@ -146,23 +153,23 @@ class ActLoaderRTL(Component):
                 s.data[port] <<= s.acts.msg[port]
             if s.reset:
                 s.wen <<= 0
-                s.block_ready <<= 0
             else:
                 s.wen <<= s.take
-                s.block_ready <<= s.take & s.last_word & s.last_beat & s.last_subtile
 
     def line_trace(s):
         return f"a{'*' if s.take else '#' if s.busy else '.'}"
 
 
 class ActBufferRTL(Component):
-    """Two banks a row, so that a read gives two neighbouring windows of every row one cycle later."""
+    """Two banks a row, so that a read gives two neighbouring windows of every row, two cycles after the address."""
 
     def construct(s, config: CoreConfig):
         # Constants
         ports, rows, words, nbits = config.act_ports, config.rows, config.act_words, config.act_port_bits
         addr_bits, half = count_bits(words - 1), words // 2
         beats = -(-rows // ports)
+        copies, fanout_rows = config.row_copies, config.fanout_rows
+        writing = config.has_register("acts")
 
         # Interface
         s.wen = InPort()
@@ -170,7 +177,7 @@ class ActBufferRTL(Component):
         s.waddr = InPort(addr_bits)
         s.data = [InPort(nbits) for _ in range(ports)]
         s.raddr = InPort(addr_bits)
-        s.swapped = OutPort()  # the word at raddr is in the odd bank; with the data
+        s.swapped = OutPort()  # the word at raddr is in the odd bank; one cycle before the data
         s.even = [OutPort(nbits) for _ in range(rows)]
         s.odd = [OutPort(nbits) for _ in range(rows)]
 
@@ -178,25 +185,42 @@ class ActBufferRTL(Component):
         s.wen_even = [Wire() for _ in range(beats)]
         s.wen_odd = [Wire() for _ in range(beats)]
 
-        # Components
+        # Components: what goes to all rows
         s.address = PairAddressRTL(words)
+        s.raddr_even = FanoutRTL(count_bits(half - 1), 1, copies)
+        s.raddr_odd = FanoutRTL(count_bits(half - 1), 1, copies)
+        s.write_addr = FanoutRTL(addr_bits, writing, copies)
+        s.write_data = [FanoutRTL(nbits, writing, copies) for _ in range(ports)]
+        s.write_even = [FanoutRTL(1, writing, 1) for _ in range(beats)]
+        s.write_odd = [FanoutRTL(1, writing, 1) for _ in range(beats)]
+
+        # Components: banks
         s.even_bank = [RamRTL(nbits, half) for _ in range(rows)]
         s.odd_bank = [RamRTL(nbits, half) for _ in range(rows)]
 
         # Connections
         s.address.addr //= s.raddr
+        s.raddr_even.in_ //= s.address.even
+        s.raddr_odd.in_ //= s.address.odd
+        s.write_addr.in_ //= s.waddr
+        for port in range(ports):
+            s.write_data[port].in_ //= s.data[port]
+        for beat in range(beats):
+            s.write_even[beat].in_ //= s.wen_even[beat]
+            s.write_odd[beat].in_ //= s.wen_odd[beat]
         for row in range(rows):
             beat, port = divmod(row, ports)
+            copy = row // fanout_rows
             for bank, wen, raddr, out in (
-                (s.even_bank[row], s.wen_even[beat], s.address.even, s.even[row]),
-                (s.odd_bank[row], s.wen_odd[beat], s.address.odd, s.odd[row]),
+                (s.even_bank[row], s.write_even[beat], s.raddr_even, s.even[row]),
+                (s.odd_bank[row], s.write_odd[beat], s.raddr_odd, s.odd[row]),
             ):
-                bank.wen //= wen
-                bank.wdata //= s.data[port]
-                bank.raddr //= raddr
+                bank.wen //= wen.out[0]
+                bank.wdata //= s.write_data[port].out[copy]
+                bank.raddr //= raddr.out[copy]
                 bank.rdata //= out
                 if half > 1:
-                    bank.waddr //= s.waddr[1:addr_bits]
+                    bank.waddr //= s.write_addr.out[copy][1:addr_bits]
                 else:
                     bank.waddr //= 0
 

@@ -11,8 +11,8 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff,
 from accel.accumulator.AccumulatorRTL import AccumulatorRTL
 from accel.column_feeder.ColumnFeederRTL import ColumnFeederRTL
 from accel.config import CoreConfig, count_bits
-from accel.core.CoreMsg import mk_drain_msg, mk_read_msg, mk_step_msg
-from accel.delay.DelayRTL import DelayRTL, HoldRTL
+from accel.core.CoreMsg import mk_drain_msg, mk_read_msg, mk_step_msg, mk_write_msg
+from accel.delay.DelayRTL import DelayRTL, FanoutRTL, HoldRTL
 from accel.pe.PERTL import PERTL
 from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
 from accel.weight_buffer.WeightBufferRTL import WeightBufferRTL
@@ -32,6 +32,7 @@ class ColumnRTL(Component):
         # Constants
         Step, Drain, Read = mk_step_msg(config), mk_drain_msg(config), mk_read_msg(config)
         rows, chains = config.rows, config.drain_chains
+        copies, fanout_rows = config.row_copies, config.fanout_rows
         acc_bits = config.acc_bits
         selections = max(2, 2 * chains)
         select_bits = count_bits(selections - 1)
@@ -48,20 +49,16 @@ class ColumnRTL(Component):
         s.drain_val_out = OutPort()
         s.drain_out = OutPort(Drain)
         s.data = InPort(config.slice_bits)
-        s.header_wen = InPort(len(config.header_parts))
-        s.header_waddr = InPort(count_bits(config.header_slots - 1))
-        s.code_wen = InPort()
-        s.code_waddr = InPort(count_bits(config.code_words - 1))
-        s.value_wen = InPort()
-        s.value_waddr = InPort(count_bits(config.value_words - 1))
+        s.write = InPort(mk_write_msg(config))
         s.read = InPort(Read)
-        s.result = OutPort(acc_bits)  # one cycle after read
+        s.result = OutPort(acc_bits)  # one cycle after read, or two
         s.done = OutPort()  # this column's results of an output tile are complete
 
         # State and wires
         s.drain_scale = Wire(config.scale_bits)
         s.candidate = [Wire(acc_bits) for _ in range(selections)]
         s.selection = Wire(select_bits)
+        s.at_sum_val = Wire()
         s.step_val_feed = Wire()
         s.step_feed = Wire(Step)
 
@@ -70,21 +67,21 @@ class ColumnRTL(Component):
         s.feeder = FeederType(config)
         s.pe = [PEType(config) for _ in range(rows)]
         # What a PE needs later than the index waits here, once for all rows.
-        s.at_product = HoldRTL(config.weight_bits, config.lanes, config.has_register("multiplexer"))
-        s.at_sum = DelayRTL(mk_bits(1), config.lane_registers)
+        holding = config.has_register("multiplexer")
+        s.at_product = [FanoutRTL(config.weight_bits, holding, copies) for _ in range(config.lanes)]
+        copied = int(config.lane_registers > 0)
+        s.before_sum = DelayRTL(mk_bits(1), config.lane_registers - copied)
+        s.sum_val = FanoutRTL(1, copied, copies)
+        s.sum_last = FanoutRTL(1, copied, copies)
         s.scale_at_sum = HoldRTL(config.scale_bits, 1, config.lane_registers)
         s.at_scaled = DelayRTL(Drain, config.has_register("scale"))
         s.scale = [ScaleType(config) for _ in range(chains)]
         s.acc = [AccumulatorRTL(config) for _ in range(chains)]
+        s.read_result = HoldRTL(acc_bits, 1, config.has_register("results"))
 
         # Connections: weight buffer and feeder
         s.buffer.data //= s.data
-        s.buffer.header_wen //= s.header_wen
-        s.buffer.header_waddr //= s.header_waddr
-        s.buffer.code_wen //= s.code_wen
-        s.buffer.code_waddr //= s.code_waddr
-        s.buffer.value_wen //= s.value_wen
-        s.buffer.value_waddr //= s.value_waddr
+        s.buffer.write //= s.write
         s.buffer.header_raddr //= s.step.header
         s.buffer.code_raddr //= s.step.code_addr
         s.buffer.value_raddr //= s.step.value_addr
@@ -99,21 +96,24 @@ class ColumnRTL(Component):
         s.feeder.step_val //= s.step_val_feed
         s.feeder.step //= s.step_feed
 
-        s.at_sum.val //= s.feeder.val
-        s.at_sum.msg //= s.feeder.last
+        s.before_sum.val //= s.feeder.val
+        s.before_sum.msg //= s.feeder.last
+        s.sum_val.in_ //= s.at_sum_val
+        s.sum_last.in_ //= s.before_sum.msg_out
         s.scale_at_sum.in_[0] //= s.feeder.scale
         for lane in range(config.lanes):
-            s.at_product.in_[lane] //= s.feeder.weight[lane]
+            s.at_product[lane].in_ //= s.feeder.weight[lane]
 
         # Connections: processing elements and drain chains
         for r in range(rows):
             s.pe[r].window_in //= s.window[r]
             s.pe[r].window_out //= s.window_out[r]
-            s.pe[r].val //= s.at_sum.val_out
-            s.pe[r].last //= s.at_sum.msg_out
+            copy = r // fanout_rows
+            s.pe[r].val //= s.sum_val.out[copy]
+            s.pe[r].last //= s.sum_last.out[copy]
             for lane in range(config.lanes):
-                s.pe[r].index[lane] //= s.feeder.index[lane]
-                s.pe[r].weight[lane] //= s.at_product.out[lane]
+                s.pe[r].index[lane] //= s.feeder.index[copy][lane]
+                s.pe[r].weight[lane] //= s.at_product[lane].out[copy]
             if r + chains < rows:
                 s.pe[r].chain_in //= s.pe[r + chains].chain_out
             else:
@@ -134,9 +134,20 @@ class ColumnRTL(Component):
             s.candidate[chains + d] //= s.acc[d].result[1]
         s.done //= s.acc[0].done
 
+        s.result //= s.read_result.out[0]
+
+        if copied:
+
+            @update
+            def up_val_before_copies():
+                s.at_sum_val @= s.before_sum.val_out & ~s.reset
+
+        else:
+            s.at_sum_val //= s.before_sum.val_out
+
         @update
         def up_result():
-            s.result @= s.candidate[s.selection]
+            s.read_result.in_[0] @= s.candidate[s.selection]
 
         # Either block has a name of its own: PyMTL3 keeps one source a class and name, of whichever came first.
         if chains > 1:
@@ -157,7 +168,7 @@ class ColumnRTL(Component):
         def ff_right():
             s.step_feed <<= s.step
             s.drain_out <<= s.drain
-            if s.at_sum.val_out & s.at_sum.msg_out:
+            if s.sum_val.out[0] & s.sum_last.out[0]:
                 s.drain_scale <<= s.scale_at_sum.out[0]
             if s.reset:
                 s.step_val_feed <<= 0

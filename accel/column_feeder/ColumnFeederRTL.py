@@ -27,7 +27,7 @@ from accel.core.CoreMsg import (
     mk_step_msg,
     position_bits,
 )
-from accel.delay.DelayRTL import DelayRTL, HoldRTL
+from accel.delay.DelayRTL import DelayRTL, FanoutRTL, HoldRTL
 
 
 class RankLinksRTL(Component):
@@ -357,6 +357,7 @@ class ColumnFeederRTL(Component):
         header_bits = config.header_bits
         asymmetric = config.asymmetric
         reading, decoding = config.has_register("read"), config.decode_registers
+        copies = config.row_copies
 
         # Interface: the step in the cycle in which the weight buffer answers it
         s.step_val = InPort()
@@ -368,7 +369,7 @@ class ColumnFeederRTL(Component):
         s.header = InPort(header_bits)
         s.val = OutPort()
         s.last = OutPort()
-        s.index = [OutPort(index_nbits) for _ in range(lanes)]
+        s.index = [[OutPort(index_nbits) for _ in range(lanes)] for _ in range(copies)]
         s.weight = [OutPort(weight_bits) for _ in range(lanes)]
         s.scale = OutPort(scale_bits)
 
@@ -388,6 +389,7 @@ class ColumnFeederRTL(Component):
         s.offset = [Wire(position_nbits) for _ in range(lanes)]
         s.placed = [Wire(position_nbits) for _ in range(lanes)]
         s.nibble = [Wire(4) for _ in range(lanes)]
+        s.index_next = [Wire(index_nbits) for _ in range(lanes)]
         s.weight_next = [Wire(weight_bits) for _ in range(lanes)]
 
         # Components
@@ -396,6 +398,7 @@ class ColumnFeederRTL(Component):
         s.decoding_step = DelayRTL(Step, decoding)
         s.decoding_values = HoldRTL(4 * lanes, 1, decoding)
         s.decoding_header = HoldRTL(header_bits, 1, decoding)
+        s.index_copies = [FanoutRTL(index_nbits, 1, copies) for _ in range(lanes)]
 
         # Connections
         s.read_step.val //= s.step_val
@@ -413,6 +416,9 @@ class ColumnFeederRTL(Component):
             s.decoder[lane].place //= s.step_align.place[lane * position_nbits : (lane + 1) * position_nbits]
             s.offset[lane] //= s.step_decode.offset[lane * position_nbits : (lane + 1) * position_nbits]
             s.nibble[lane] //= s.values_decode[4 * lane : 4 * lane + 4]
+            s.index_copies[lane].in_ //= s.index_next[lane]
+            for copy in range(copies):
+                s.index[copy][lane] //= s.index_copies[lane].out[copy]
 
         @update
         def up_align():
@@ -425,6 +431,11 @@ class ColumnFeederRTL(Component):
         def up_place():
             for lane in range(lanes):
                 s.placed[lane] @= s.offset[lane] + s.position[lane]
+                # An idle lane points at activation 0: an index beyond the window would select nothing that exists,
+                # and between steps the codes are whatever the buffer held.
+                s.index_next[lane] @= 0
+                if s.val_decode & s.step_decode.lane_val[lane]:
+                    s.index_next[lane] @= s.placed[lane][0:index_nbits]
 
         @update_ff
         def ff_align():
@@ -476,12 +487,6 @@ class ColumnFeederRTL(Component):
             s.last <<= s.step_decode.last
             s.scale <<= s.header_decode[0:scale_bits]
             for lane in range(lanes):
-                # An idle lane points at activation 0: an index beyond the window would select nothing that exists,
-                # and between steps the codes are whatever the buffer held.
-                if s.val_decode & s.step_decode.lane_val[lane]:
-                    s.index[lane] <<= s.placed[lane][0:index_nbits]
-                else:
-                    s.index[lane] <<= 0
                 s.weight[lane] <<= s.weight_next[lane]
             if s.reset:
                 s.val <<= 0
@@ -489,4 +494,4 @@ class ColumnFeederRTL(Component):
                 s.val <<= s.val_decode
 
     def line_trace(s):
-        return " ".join(f"{int(i):>2}:{int(w):>2}" for i, w in zip(s.index, s.weight, strict=True)) if s.val else "."
+        return " ".join(f"{int(i):>2}:{int(w):>2}" for i, w in zip(s.index[0], s.weight, strict=True)) if s.val else "."

@@ -127,12 +127,12 @@ class CoreCL(Component):
 
         @update_ff
         def ff_counters():
+            for i in range(len(CAUSES)):
+                s.counters[i] <<= 0 if s.reset else s.count[i]  # of all cycles before the last one
             if s.reset:
                 s.restart()
             else:
                 s.advance()
-            for i in range(len(CAUSES)):
-                s.counters[i] <<= s.count[i]
 
     def restart(s):
         """State after reset."""

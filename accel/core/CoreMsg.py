@@ -158,6 +158,40 @@ def mk_group_msg(config: CoreConfig):
 
 
 @cache
+def mk_beat_msg(config: CoreConfig):
+    """What a column's gearbox does with a beat of the weight stream."""
+    amount = count_bits(config.slice_bytes)
+    return _mk(
+        "BeatMsg",
+        config,
+        {
+            "top_up": 1,  # the incoming slice is needed
+            "take": 1,
+            "clear": 1,
+            "held_bytes": amount,
+            "take_bytes": amount,
+        },
+    )
+
+
+@cache
+def mk_write_msg(config: CoreConfig):
+    """One write of a column's weight buffer; all columns write the same addresses."""
+    return _mk(
+        "WriteMsg",
+        config,
+        {
+            "header_wen": len(config.header_parts),  # a bit for each slice that brings a part of the header
+            "header_addr": count_bits(config.header_slots - 1),
+            "code_wen": 1,
+            "code_addr": count_bits(config.code_words - 1),
+            "value_wen": 1,
+            "value_addr": count_bits(config.value_words - 1),
+        },
+    )
+
+
+@cache
 def mk_drain_msg(config: CoreConfig):
     """One cycle of draining: the accumulator of the partial at each chain's end; it moves right with the columns."""
     return _mk(

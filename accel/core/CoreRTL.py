@@ -17,8 +17,8 @@ from accel.act_buffer.ActBufferRTL import ActBufferRTL, ActLoaderRTL
 from accel.causes import CAUSES
 from accel.column.ColumnRTL import ColumnRTL
 from accel.config import RESULT_BITS, CoreConfig, count_bits
-from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_step_msg, mk_window_msg, position_bits
-from accel.delay.DelayRTL import DelayRTL, HoldRTL
+from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_read_msg, mk_step_msg, mk_window_msg, position_bits
+from accel.delay.DelayRTL import DelayRTL, FanoutRTL, HoldRTL
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
 from accel.row_feeder.RowFeederRTL import RowFeederRTL
 from accel.sequencer.SequencerRTL import DrainSequencerRTL, SequencerRTL
@@ -41,14 +41,17 @@ class CountersRTL(Component):
         causes = len(CAUSES)
         s.active = InPort()
         s.cause = InPort(3)
-        s.count = [OutPort(COUNTER_BITS) for _ in range(causes)]
+        s.count = [OutPort(COUNTER_BITS) for _ in range(causes)]  # of all cycles before the last one
+        s.hit = [Wire() for _ in range(causes)]
 
         @update_ff
         def ff_count():
             for i in range(causes):
+                s.hit[i] <<= s.active & (s.cause == i)
                 if s.reset:
+                    s.hit[i] <<= 0
                     s.count[i] <<= 0
-                elif s.active & (s.cause == i):
+                elif s.hit[i]:
                     s.count[i] <<= s.count[i] + 1
 
 
@@ -66,13 +69,15 @@ class CoreRTL(Component):
     results
         Result words of ``result_lanes`` results.
     counters
-        Active cycles by cause, in the order of `CAUSES`.
+        Active cycles by cause, in the order of `CAUSES`, up to the cycle before the last one.
     """
 
     def construct(s, config: CoreConfig, ColumnType=ColumnRTL, RowFeederType=RowFeederRTL, WriterType=ResultWriterRTL):
         # Constants
         Command, Window, Group = mk_command_msg(config), mk_window_msg(config), mk_group_msg(config)
         rows, columns = config.rows, config.columns
+        copies, fanout_rows = config.row_copies, config.fanout_rows
+        reading = 1 + config.has_register("read")
 
         # Interface
         s.command = RecvIfcRTL(Command)
@@ -86,8 +91,7 @@ class CoreRTL(Component):
         s.accept = Wire()
         s.all_ready = Wire()
         s.active = Wire()
-        s.window_read = Wire(Window)  # in the cycle of its address
-        s.window_shift = Wire(position_bits(config))
+        s.window_read = Wire(Window)  # in the cycle in which the memories have its address
         s.row_on = [Wire() for _ in range(rows)]
         s.last_step_val = Wire()  # what the last column takes
         s.last_step = Wire(mk_step_msg(config))
@@ -104,14 +108,15 @@ class CoreRTL(Component):
         s.unpacker = UnpackerRTL(config)
         s.sequencer = SequencerRTL(config)
         # What row feeders need with the pair of words that was read.
-        s.shift = HoldRTL(position_bits(config), 1, config.has_register("read"))
-        s.swapped = HoldRTL(1, 1, config.has_register("read"))
-        s.enable = HoldRTL(1, rows, config.has_register("read"))
+        s.shift = FanoutRTL(position_bits(config), reading, copies)
+        s.swapped = FanoutRTL(1, reading, copies)
+        s.enable = HoldRTL(1, rows, reading)
         s.window_delay = DelayRTL(Window, WINDOW_DELAY + config.window_registers - 1)
         s.group_delay = DelayRTL(Group, PE_DELAY + config.sum_registers)
         s.drains = DrainSequencerRTL(config)
         s.column = [ColumnType(config) for _ in range(columns)]
         s.writer = WriterType(config)
+        s.read = FanoutRTL(mk_read_msg(config), config.has_register("results"), columns)
         s.tally = CountersRTL()
 
         # Connections: every unit gets every command
@@ -136,30 +141,25 @@ class CoreRTL(Component):
         s.loader.block_ready //= s.sequencer.block_ready
         s.window_delay.val //= s.sequencer.window_val
         s.window_delay.msg //= s.sequencer.window
-        s.acts_buffer.raddr //= s.window_read.addr
+        s.acts_buffer.raddr //= s.window_delay.msg_out.addr
         s.loader.freed_words //= s.freed_words
         for r in range(rows):
             s.row[r].even //= s.acts_buffer.even[r]
             s.row[r].odd //= s.acts_buffer.odd[r]
-            s.row[r].swapped //= s.swapped.out[0]
-            s.row[r].shift //= s.shift.out[0]
+            s.row[r].swapped //= s.swapped.out[r // fanout_rows]
+            s.row[r].shift //= s.shift.out[r // fanout_rows]
             s.row[r].enable //= s.enable.out[r]
             s.enable.in_[r] //= s.row_on[r]
             s.row[r].window //= s.column[0].window[r]
 
-        s.shift.in_[0] //= s.window_shift
-        s.swapped.in_[0] //= s.acts_buffer.swapped
+        s.shift.in_ //= s.window_read.shift
+        s.swapped.in_ //= s.acts_buffer.swapped
 
         # Connections: weights
         for c in range(columns):
             s.unpacker.weights.msg[c] //= s.weights.msg[c]
             s.column[c].data //= s.unpacker.data[c]
-            s.column[c].header_wen //= s.unpacker.header_wen
-            s.column[c].header_waddr //= s.unpacker.header_waddr
-            s.column[c].code_wen //= s.unpacker.code_wen
-            s.column[c].code_waddr //= s.unpacker.code_waddr
-            s.column[c].value_wen //= s.unpacker.value_wen
-            s.column[c].value_waddr //= s.unpacker.value_waddr
+            s.column[c].write //= s.unpacker.write[c]
         s.unpacker.weights.val //= s.weights.val
         s.unpacker.weights.rdy //= s.weights.rdy
         s.unpacker.tile_ready //= s.sequencer.tile_ready
@@ -197,8 +197,9 @@ class CoreRTL(Component):
         s.writer.results.msg //= s.results.msg
         s.writer.results.val //= s.results.val
         s.writer.results.rdy //= s.results.rdy
+        s.read.in_ //= s.writer.read
         for c in range(columns):
-            s.column[c].read //= s.writer.read
+            s.column[c].read //= s.read.out[c]
             s.column[c].result //= s.writer.result[c]
 
         # Connections: counters
@@ -212,6 +213,11 @@ class CoreRTL(Component):
             s.all_ready @= s.queue[0].recv.rdy & s.queue[1].recv.rdy & s.queue[2].recv.rdy & s.queue[3].recv.rdy
             s.accept @= s.command.val & s.all_ready
             s.active @= s.accept | (s.outstanding != 0)
+
+        @update
+        def up_rows():
+            for r in range(rows):
+                s.row_on[r] @= s.window_read.rows > r
 
         @update_ff
         def ff_freed():
@@ -231,9 +237,6 @@ class CoreRTL(Component):
         @update_ff
         def ff_window():
             s.window_read <<= s.window_delay.msg_out
-            s.window_shift <<= s.window_read.shift
-            for r in range(rows):
-                s.row_on[r] <<= s.window_read.rows > r
 
         @update_ff
         def ff_outstanding():

@@ -1,4 +1,4 @@
-"""Values some cycles later: registers in a row, or just wires."""
+"""Values some cycles later: registers in a row, or just wires; and registers that are there several times."""
 
 from __future__ import annotations
 
@@ -27,6 +27,42 @@ class HoldRTL(Component):
                 for cycle in range(1, cycles):
                     for i in range(values):
                         s.held[cycle][i] <<= s.held[cycle - 1][i]
+
+
+class CopyRTL(Component):
+    """A register that others are equal to, each for receivers of its own: a synthesis tool must not merge them.
+
+    ``copied`` is the name to tell it, as `verify.synthesis` tells yosys. Nothing is reset.
+    """
+
+    def construct(s, Type):
+        s.in_ = InPort(Type)
+        s.out = OutPort(Type)
+        s.copied = Wire(Type)
+        s.out //= s.copied
+
+        @update_ff
+        def ff_copy():
+            s.copied <<= s.in_
+
+
+class FanoutRTL(Component):
+    """A value ``cycles`` (0 for wires) cycles later, the last register once for each output. Nothing is reset."""
+
+    def construct(s, Type, cycles, copies):
+        s.in_ = InPort(Type)
+        s.out = [OutPort(Type) for _ in range(copies)]
+
+        if cycles == 0:
+            for out in s.out:
+                out //= s.in_
+        else:
+            s.earlier = HoldRTL(Type, 1, cycles - 1)
+            s.copy = [CopyRTL(Type) for _ in range(copies)]
+            s.earlier.in_[0] //= s.in_
+            for copy, out in zip(s.copy, s.out, strict=True):
+                copy.in_ //= s.earlier.out[0]
+                copy.out //= out
 
 
 class DelayRTL(Component):

@@ -116,7 +116,7 @@ class UnpackerCL(Component):
                 s.section, s.left = VALUES, s.cmd.value_bytes
 
     def finish_tile(s):
-        """Take the tile apart; it is in the buffers one cycle after its last beat, and usable in the next."""
+        """Take the tile apart; it is usable `CoreConfig.tile_delay` cycles after its last beat."""
         columns, slice_bytes = s.config.columns, s.config.slice_bytes
         words = np.array(s.words, f"<u{slice_bytes}").reshape(-1, columns).view(np.uint8)
         words = words.reshape(-1, columns, slice_bytes).transpose(1, 0, 2).reshape(columns, -1)
@@ -131,7 +131,7 @@ class UnpackerCL(Component):
         scales = parts.scale[:, 0].tolist()
         for column, link in enumerate(s.tile):
             link.post(s.now + 1, TileColumn(weight[column], parts.position[column, 0], scales[column]))
-        s.tile_ready.post(s.now + 1)
+        s.tile_ready.post(s.now + s.config.tile_delay - 1)
         s.words.clear()
         s.rest = streams[:, size:]
         s.started = False

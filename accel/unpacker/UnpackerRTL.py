@@ -11,59 +11,65 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
 from accel.config import CoreConfig, count_bits, two_in
-from accel.core.CoreMsg import mk_command_msg
+from accel.core.CoreMsg import mk_beat_msg, mk_command_msg, mk_write_msg
+from accel.delay.DelayRTL import DelayRTL, HoldRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 
 IDLE, HEADER, CODES, VALUES = range(4)
 
 
 class GearboxRTL(Component):
-    """One column's gearbox: a slice of held bytes, the held ones first, is topped up by the incoming slice."""
+    """One column's gearbox: a slice of held bytes, the held ones first, is topped up by the incoming slice.
 
-    def construct(s, slice_bytes):
+    What it gives is registered, and so is the write that comes with it.
+    """
+
+    def construct(s, config: CoreConfig):
         # Constants
-        bits = 8 * slice_bytes
+        Beat, Write = mk_beat_msg(config), mk_write_msg(config)
+        bits = config.slice_bits
         pair = 2 * bits
-        amount = count_bits(slice_bytes)
 
         # Interface
         s.incoming = InPort(bits)
-        s.held_bytes = InPort(amount)
-        s.take_bytes = InPort(amount)
-        s.top_up = InPort()  # the incoming slice is needed
-        s.take = InPort()
-        s.clear = InPort()
-        s.out = OutPort(bits)
+        s.beat = InPort(Beat)
+        s.write = InPort(Write)
+        s.data = OutPort(bits)
+        s.write_out = OutPort(Write)
 
         # State and wires
         s.held = Wire(bits)
         s.joined = Wire(pair)
         s.rest = Wire(pair)
 
-        s.out //= s.joined[0:bits]
-
         @update
         def up_join():
             # Bytes of `held` beyond `held_bytes` are zero, so joining is an OR.
             s.joined @= zext(s.held, pair)
-            if s.top_up:
-                s.joined @= zext(s.held, pair) | (zext(s.incoming, pair) << (zext(s.held_bytes, pair) << 3))
-            s.rest @= s.joined >> (zext(s.take_bytes, pair) << 3)
+            if s.beat.top_up:
+                s.joined @= zext(s.held, pair) | (zext(s.incoming, pair) << (zext(s.beat.held_bytes, pair) << 3))
+            s.rest @= s.joined >> (zext(s.beat.take_bytes, pair) << 3)
 
         @update_ff
         def ff_held():
-            if s.reset | s.clear:
+            s.data <<= s.joined[0:bits]
+            s.write_out <<= s.write
+            if s.reset | s.beat.clear:
                 s.held <<= 0
-            elif s.take:
+            elif s.beat.take:
                 s.held <<= s.rest[0:bits]
 
 
 class UnpackerRTL(Component):
-    """Controller and gearboxes. Its writes are registered: a beat reaches the buffers one cycle after it is taken."""
+    """Controller and gearboxes. Its writes are registered: a beat reaches the buffers one cycle after it is taken.
+
+    With a register in the place "weights", a beat goes to the first column's gearbox one cycle after it is taken, and
+    then from column to column, just as the steps that read it do: no wire goes to all columns.
+    """
 
     def construct(s, config: CoreConfig):
         # Constants
-        Command = mk_command_msg(config)
+        Command, Beat, Write = mk_command_msg(config), mk_beat_msg(config), mk_write_msg(config)
         columns, slice_bytes, slice_bits = config.columns, config.slice_bytes, config.slice_bits
         symmetric_bytes, asymmetric_bytes = config.scale_bytes, config.scale_bytes + 1  # of a header
         amount = count_bits(slice_bytes)
@@ -84,6 +90,8 @@ class UnpackerRTL(Component):
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
         two_beats, two_groups, two_tiles = map(two_in, (beat_bits, group_bits, tile_bits))
         header_parts = len(config.header_parts)
+        moving = config.has_register("weights")
+        last_slot, last_code, last_value = header_slots - 1, code_words - 1, value_words - 1
         symmetric_single, asymmetric_single = int(symmetric_beats == 1), int(asymmetric_beats == 1)
         symmetric_take, asymmetric_take = min(slice_bytes, symmetric_bytes), min(slice_bytes, asymmetric_bytes)
         idle, header, codes, values = IDLE, HEADER, CODES, VALUES
@@ -92,13 +100,8 @@ class UnpackerRTL(Component):
         s.command = RecvIfcRTL(Command)
         s.weights = VectorRecvIfcRTL(mk_bits(slice_bits), columns)
         s.data = [OutPort(slice_bits) for _ in range(columns)]
-        s.header_wen = OutPort(header_parts)
-        s.header_waddr = OutPort(header_addr_bits)
-        s.code_wen = OutPort()
-        s.code_waddr = OutPort(code_addr_bits)
-        s.value_wen = OutPort()
-        s.value_waddr = OutPort(value_addr_bits)
-        s.tile_ready = OutPort()  # the write in this cycle completes a tile
+        s.write = [OutPort(Write) for _ in range(columns)]
+        s.tile_ready = OutPort()  # the write in this cycle completes a tile in column 0
         s.tile_freed = InPort()
         s.freed_code_words = InPort(code_count)  # 0 when none is freed
         s.freed_value_words = InPort(value_count)
@@ -144,23 +147,49 @@ class UnpackerRTL(Component):
         s.room = Wire()
         s.need = Wire()
         s.beat = Wire()
-        s.clear = Wire()
         s.section_end = Wire()
         s.tile_end = Wire()
         s.tile_start = Wire()
         s.stream_end = Wire()
 
+        s.present = Wire(Beat)  # what gearboxes do in this cycle, or hear of in it
+        s.present_write = Wire(Write)
+        s.beat_at = [Wire(Beat) for _ in range(columns)]
+        s.write_at = [Wire(Write) for _ in range(columns)]  # what a beat brings, on its way
+
         # Components
-        s.gearbox = [GearboxRTL(slice_bytes) for _ in range(columns)]
+        s.gearbox = [GearboxRTL(config) for _ in range(columns)]
+        s.incoming = [HoldRTL(slice_bits, 1, (c + 1) * moving) for c in range(columns)]
+        s.ready = DelayRTL(mk_bits(1), config.tile_delay - 1)
 
         # Connections
+        s.ready.val //= s.tile_end
+        s.ready.msg //= 0
+        s.ready.val_out //= s.tile_ready
         for c in range(columns):
-            s.gearbox[c].incoming //= s.weights.msg[c]
-            s.gearbox[c].held_bytes //= s.held_bytes
-            s.gearbox[c].take_bytes //= s.take_bytes
-            s.gearbox[c].top_up //= s.need
-            s.gearbox[c].take //= s.beat
-            s.gearbox[c].clear //= s.clear
+            s.incoming[c].in_[0] //= s.weights.msg[c]
+            s.gearbox[c].incoming //= s.incoming[c].out[0]
+            s.gearbox[c].beat //= s.beat_at[c]
+            s.gearbox[c].write //= s.write_at[c]
+            s.gearbox[c].data //= s.data[c]
+            s.gearbox[c].write_out //= s.write[c]
+
+        if moving:
+
+            @update_ff
+            def ff_right():
+                # Nothing is reset: whatever is on its way reaches buffers that hold no tile, and gearboxes are cleared
+                # by what follows it.
+                s.beat_at[0] <<= s.present
+                s.write_at[0] <<= s.present_write
+                for c in range(1, columns):
+                    s.beat_at[c] <<= s.beat_at[c - 1]
+                    s.write_at[c] <<= s.write_at[c - 1]
+
+        else:
+            for c in range(columns):
+                s.beat_at[c] //= s.present
+                s.write_at[c] //= s.present_write
 
         if slice_bytes == 1:
 
@@ -221,9 +250,21 @@ class UnpackerRTL(Component):
             s.command.rdy @= s.section == idle
 
         @update
-        def up_clear():
+        def up_present():
             # The last word of a GEMM may hold padding bytes, which the next GEMM must not see.
-            s.clear @= s.section == idle
+            s.present.clear @= s.section == idle
+            s.present.top_up @= s.need
+            s.present.take @= s.beat
+            s.present.held_bytes @= s.held_bytes
+            s.present.take_bytes @= s.take_bytes
+            s.present_write.header_wen @= 0
+            if s.beat & (s.section == header):
+                s.present_write.header_wen @= s.header_part
+            s.present_write.code_wen @= s.beat & (s.section == codes)
+            s.present_write.value_wen @= s.beat & (s.section == values)
+            s.present_write.header_addr @= s.header_ptr
+            s.present_write.code_addr @= s.code_ptr
+            s.present_write.value_addr @= s.value_ptr
 
         @update_ff
         def ff_section():
@@ -355,38 +396,23 @@ class UnpackerRTL(Component):
                 s.value_margin <<= s.value_margin_next - zext(s.charged_value_words, value_margin_bits)
 
         @update_ff
-        def ff_write():
-            s.header_waddr <<= s.header_ptr
-            s.code_waddr <<= s.code_ptr
-            s.value_waddr <<= s.value_ptr
-            for c in range(columns):
-                s.data[c] <<= s.gearbox[c].out
+        def ff_pointers():
             if s.reset:
-                s.header_wen <<= 0
-                s.code_wen <<= 0
-                s.value_wen <<= 0
-                s.tile_ready <<= 0
                 s.header_ptr <<= 0
                 s.code_ptr <<= 0
                 s.value_ptr <<= 0
             else:
-                s.header_wen <<= 0
-                if s.beat & (s.section == header):
-                    s.header_wen <<= s.header_part
-                s.code_wen <<= s.beat & (s.section == codes)
-                s.value_wen <<= s.beat & (s.section == values)
-                s.tile_ready <<= s.tile_end
                 if s.section_end & (s.section == header):
                     s.header_ptr <<= s.header_ptr + 1
-                    if s.header_ptr == header_slots - 1:
+                    if s.header_ptr == last_slot:
                         s.header_ptr <<= 0
                 if s.beat & (s.section == codes):
                     s.code_ptr <<= s.code_ptr + 1
-                    if s.code_ptr == code_words - 1:
+                    if s.code_ptr == last_code:
                         s.code_ptr <<= 0
                 if s.beat & (s.section == values):
                     s.value_ptr <<= s.value_ptr + 1
-                    if s.value_ptr == value_words - 1:
+                    if s.value_ptr == last_value:
                         s.value_ptr <<= 0
 
     def line_trace(s):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort
 
 from accel.config import CoreConfig, count_bits
+from accel.core.CoreMsg import mk_write_msg
 from accel.delay.DelayRTL import HoldRTL
 from accel.ram.RamRTL import PairRamRTL, RamRTL
 
@@ -27,12 +28,7 @@ class WeightBufferRTL(Component):
 
         # Interface
         s.data = InPort(slice_bits)
-        s.header_wen = InPort(len(parts))  # a bit for each slice that brings a part of the header
-        s.header_waddr = InPort(header_addr_bits)
-        s.code_wen = InPort()
-        s.code_waddr = InPort(code_addr_bits)
-        s.value_wen = InPort()
-        s.value_waddr = InPort(value_addr_bits)
+        s.write = InPort(mk_write_msg(config))
         s.header_raddr = InPort(header_addr_bits)
         s.code_raddr = InPort(code_addr_bits)
         s.value_raddr = InPort(value_addr_bits)
@@ -48,14 +44,14 @@ class WeightBufferRTL(Component):
 
         # Connections
         s.codes.raddr //= s.code_raddr
-        s.codes.wen //= s.code_wen
-        s.codes.waddr //= s.code_waddr
+        s.codes.wen //= s.write.code_wen
+        s.codes.waddr //= s.write.code_addr
         s.codes.wdata //= s.data
         s.codes.low //= s.code_low
         s.codes.high //= s.code_high
         s.values.raddr //= s.value_raddr
-        s.values.wen //= s.value_wen
-        s.values.waddr //= s.value_waddr
+        s.values.wen //= s.write.value_wen
+        s.values.waddr //= s.write.value_addr
         s.values.wdata //= s.data
         s.values.low //= s.value_low
         s.values.high //= s.value_high
@@ -67,8 +63,8 @@ class WeightBufferRTL(Component):
             part = RamRTL(end - begin, config.header_slots)
             setattr(s, f"header_part_{i}", part)
             part.raddr //= s.header_raddr
-            part.wen //= s.header_wen[i]
-            part.waddr //= s.header_waddr
+            part.wen //= s.write.header_wen[i]
+            part.waddr //= s.write.header_addr
             part.rdata //= s.read_header.in_[0][begin:end]
             scale_end = min(end, scale_bits)
             if begin < scale_end:

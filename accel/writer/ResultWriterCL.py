@@ -12,11 +12,11 @@ from accel.core.CoreMsg import mk_command_msg
 from accel.core.CoreMsgCL import DelayPipe, command_layout, read_command
 from accel.image import pack_results
 from accel.interfaces import RecvIfcRTL, SendIfcRTL
-from accel.writer.ResultWriterRTL import QUEUE_WORDS
+from accel.writer.ResultWriterRTL import queue_words
 
 
 class ResultWriterCL(Component):
-    """Reads a word a cycle while its queue has room; a word may leave two cycles after it is read."""
+    """Reads a word a cycle while its queue has room; a word may leave `CoreConfig.read_delay` cycles after."""
 
     def construct(s, config: CoreConfig):
         # Constants
@@ -52,7 +52,7 @@ class ResultWriterCL(Component):
         s.tiles_left = 0  # output tiles
         s.words = deque()  # of the output tile that is read, those that are left
         s.queue = deque()  # words read: from which cycle on each may leave, the word, is it the command's last
-        s.credits = QUEUE_WORDS
+        s.credits = queue_words(s.config)
         s.val = False
         s.issue = False  # a read in the cycle `now`
         for link in (*s.finished_tile, s.half_free, s.finished):
@@ -86,7 +86,7 @@ class ResultWriterCL(Component):
         if not s.words:
             s.half_free.post(s.now + 1)
             s.tiles_left -= 1
-        s.queue.append((s.now + 2, word, s.tiles_left == 0))
+        s.queue.append((s.now + s.config.read_delay, word, s.tiles_left == 0))
 
     def tile_words(s):
         """Words of the output tile that all columns have finished."""

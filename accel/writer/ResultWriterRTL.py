@@ -10,9 +10,14 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, sext, update, upda
 
 from accel.config import RESULT_BITS, CoreConfig, count_bits
 from accel.core.CoreMsg import mk_command_msg, mk_read_msg, subtile_bits
+from accel.delay.DelayRTL import DelayRTL, HoldRTL
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL
 
-QUEUE_WORDS = 4  # a read takes three cycles from its credit to the word's departure; one more hides a stall's end
+
+def queue_words(config: CoreConfig) -> int:
+    """Words that may be read and not yet gone: a read takes `CoreConfig.read_delay` cycles from its credit to the
+    word's departure, and one to give the credit back; one more hides a stall's end."""
+    return config.read_delay + 2
 
 
 class RawEpilogueRTL(Component):
@@ -81,14 +86,14 @@ class ResultWriterRTL(Component):
         row_bits = count_bits(rows)
         subtile_nbits = subtile_bits(config)
         tile_bits = count_bits(config.out_tiles_max)
-        queue_words = QUEUE_WORDS
+        words = queue_words(config)
 
         # Interface
         s.command = RecvIfcRTL(Command)
         s.tile_done = InPort()  # results of one more output tile are complete
         s.half_free = OutPort()  # the last read of an output tile happens in this cycle
         s.read = OutPort(Read)
-        s.result = [InPort(acc_bits) for _ in range(columns)]  # one cycle after read
+        s.result = [InPort(acc_bits) for _ in range(columns)]  # `CoreConfig.read_delay` − 1 cycles after read
         s.results = SendIfcRTL(mk_bits(RESULT_BITS * lanes))
         s.finished = OutPort()  # the last result word of a command leaves in this cycle
 
@@ -104,11 +109,7 @@ class ResultWriterRTL(Component):
         s.base = Wire(addr_bits)  # of the subtile
         s.addr = Wire(addr_bits)
         s.chain = Wire(chain_bits)
-        s.credits = Wire(count_bits(queue_words))
-        s.reading = Wire()  # accumulators are on their way
-        s.group_read = Wire(group_bits)
-        s.wide_read = Wire()
-        s.last_read = Wire()
+        s.credits = Wire(count_bits(words))
 
         # Wires
         s.issue = Wire()
@@ -123,8 +124,12 @@ class ResultWriterRTL(Component):
 
         # Components
         s.epilogue = EpilogueType(config)
-        s.queue = NormalQueueRTL(mk_bits(RESULT_BITS * lanes), queue_words)
-        s.ends = NormalQueueRTL(mk_bits(1), queue_words)  # beside each word: is it the command's last
+        s.queue = NormalQueueRTL(mk_bits(RESULT_BITS * lanes), words)
+        s.ends = NormalQueueRTL(mk_bits(1), words)  # beside each word: is it the command's last
+        # What belongs to a read waits until the accumulators come.
+        s.reading = DelayRTL(mk_bits(1), config.read_delay - 1)
+        s.reading_group = HoldRTL(group_bits, 1, config.read_delay - 1)
+        s.reading_wide = HoldRTL(1, 1, config.read_delay - 1)
 
         # Connections
         for lane in range(lanes):
@@ -135,11 +140,15 @@ class ResultWriterRTL(Component):
                     s.column[lane][g] //= s.result[column]
                 else:
                     s.column[lane][g] //= 0
-        s.epilogue.wide //= s.wide_read
+        s.reading.val //= s.issue
+        s.reading.msg //= s.command_end
+        s.reading_group.in_[0] //= s.group
+        s.reading_wide.in_[0] //= s.cmd.wide
+        s.epilogue.wide //= s.reading_wide.out[0]
         s.queue.recv.msg //= s.epilogue.word
-        s.queue.recv.val //= s.reading
-        s.ends.recv.msg //= s.last_read
-        s.ends.recv.val //= s.reading
+        s.queue.recv.val //= s.reading.val_out
+        s.ends.recv.msg //= s.reading.msg_out
+        s.ends.recv.val //= s.reading.val_out
         s.results.msg //= s.queue.send.msg
         s.results.val //= s.queue.send.val
         s.queue.send.rdy //= s.results.rdy
@@ -151,7 +160,7 @@ class ResultWriterRTL(Component):
         @update
         def up_lanes():
             for lane in range(lanes):
-                s.lane_acc[lane] @= s.column[lane][s.group_read]
+                s.lane_acc[lane] @= s.column[lane][s.reading_group.out[0]]
 
         @update
         def up_control():
@@ -214,16 +223,11 @@ class ResultWriterRTL(Component):
                                 s.busy <<= 0
 
         @update_ff
-        def ff_read():
-            s.group_read <<= s.group
-            s.wide_read <<= s.cmd.wide
-            s.last_read <<= s.command_end
+        def ff_credits():
             if s.reset:
-                s.reading <<= 0
-                s.credits <<= queue_words
+                s.credits <<= words
                 s.tiles_done <<= 0
             else:
-                s.reading <<= s.issue
                 if s.issue & ~s.departed:
                     s.credits <<= s.credits - 1
                 elif ~s.issue & s.departed:

@@ -26,6 +26,9 @@ from verify.synthesis.tools import Deadline, SynthesisTool, run_tool
 #: Raised when the scripts change in a way that their text does not show.
 _RECIPE = 1
 
+#: Keeps yosys from merging registers that are copies of each other for the sake of their wires; see `CopyRTL`.
+_KEEP_COPIES = "setattr -set keep 1 w:*.copied %ci1:+$dff[Q] t:$dff %i"
+
 NETLIST = "netlist.json"
 STATISTICS = "statistics.json"
 LOG = "yosys.log"
@@ -114,6 +117,7 @@ def map_flat(
     """
     script = [
         read_flat(design),
+        _KEEP_COPIES,
         *_map_commands(design.top, target, multipliers, ""),
         *([f"rename -wire {target.named}"] if target.named else []),
         "blackbox =A:whitebox",
