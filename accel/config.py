@@ -31,7 +31,7 @@ RESULT_BITS = 64  # of one lane of a result word; a GEMM may ask for the packed 
 RANK_M_MAX = 8  # largest block that the enumerative code is generated for
 ANY_PATTERN = ("any",)
 #: Where the way of the data may have registers, in its order.
-REGISTERS = ("read", "multiplexer", "multiplier", "adders", "scale", "weights", "acts", "results")
+REGISTERS = ("read", "multiplexer", "multiplier", "adders", "scale", "weights", "acts", "window", "results")
 
 
 class ConfigError(ValueError):
@@ -110,7 +110,7 @@ class CoreConfig:
     #: Registers on the way of the data, each a cycle of latency: after "read" (of weights and activations), a lane's
     #: "multiplexer" and "multiplier", the PE's "adders", and within the "scale" unit; and on long ways: "weights" pass
     #: from column to column on their way to the weight buffers, "acts" have a register more before the activation
-    #: buffer, and "results" one before they are read and one after.
+    #: buffer, a "window" one within the row feeder, and "results" one before they are read and one after.
     registers: tuple[str, ...]
     #: Registers in the decoding of block codes (0..8), each a cycle of latency: the first after a lane's code field
     #: is cut out, others spread over the positions that the rank decoder goes through.
@@ -448,8 +448,9 @@ class CoreConfig:
 
     @property
     def window_registers(self) -> int:
-        """Cycles that the reads of activations wait for the weights of the same step to be decoded."""
-        return self.decode_registers
+        """Cycles that configured registers make the reads of activations wait for weights to be decoded; −1 with a
+        register in the row feeder alone, for which they come earlier."""
+        return self.decode_registers - self.has_register("window")
 
     @property
     def sum_registers(self) -> int:

@@ -10,7 +10,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff,
 
 from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg, subtile_bits
-from accel.delay.DelayRTL import DelayRTL, FanoutRTL
+from accel.delay.DelayRTL import FanoutRTL, PulseRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 from accel.ram.RamRTL import PairAddressRTL, RamRTL
 from accel.ram.RingAddRTL import RingAddRTL
@@ -34,7 +34,8 @@ class ActLoaderRTL(Component):
         subtile_nbits = subtile_bits(config)
         two_words, two_subtiles = two_in(count), two_in(subtile_nbits)
         row_bits = count_bits(rows)
-        sum_bits = row_bits + count_bits(ports)
+        sum_bits = row_bits + count_bits(ports) + 1
+        two_beats, single = 2 * ports, int(ports >= rows)
 
         # Interface
         s.command = RecvIfcRTL(Command)
@@ -59,19 +60,22 @@ class ActLoaderRTL(Component):
         s.word = Wire(count)
         s.words_left = Wire(count)  # of the row, this one included
         s.row_beat = Wire(beat_bits)
-        s.row_end = Wire(sum_bits)  # rows loaded with this beat
+        s.row_end = Wire(sum_bits)  # rows loaded with the beat after this one
         s.room = Wire()
         s.take = Wire()
-        s.last_word = Wire()  # a register, as is last_subtile
+        s.last_word = Wire()  # these three are registers
         s.last_beat = Wire()
         s.last_subtile = Wire()
         s.rows_here = Wire(sum_bits)
+        s.next_is_last = Wire()  # subtile
+        s.first_is_last = Wire()
+        s.single_of_last = Wire()  # the last subtile takes one beat a word
+        s.single_of_given = Wire()
 
         # Components
-        s.ready = DelayRTL(mk_bits(1), config.block_delay - 1)
-        s.ready.val //= s.block_end
-        s.ready.msg //= 0
-        s.ready.val_out //= s.block_ready
+        s.ready = PulseRTL(config.block_delay - 1)
+        s.ready.in_ //= s.block_end
+        s.ready.out //= s.block_ready
         s.address = RingAddRTL(words)
         s.address.base //= s.base
         s.address.step //= s.word
@@ -89,7 +93,10 @@ class ActLoaderRTL(Component):
             s.rows_here @= rows
             if s.last_subtile:
                 s.rows_here @= zext(s.cmd.last_rows, sum_bits)
-            s.last_beat @= s.row_end >= s.rows_here
+            s.next_is_last @= s.subtile == two_subtiles
+            s.first_is_last @= s.command.msg.subtiles == 1
+            s.single_of_last @= s.cmd.last_rows <= ports
+            s.single_of_given @= s.command.msg.last_rows <= ports
             s.block_end @= s.take & s.last_word & s.last_beat & s.last_subtile
 
         @update_ff
@@ -101,12 +108,15 @@ class ActLoaderRTL(Component):
                 s.started <<= 0
                 s.word <<= 0
                 s.row_beat <<= 0
-                s.row_end <<= ports
+                s.row_end <<= two_beats
+                s.last_beat <<= single
+                if s.first_is_last:
+                    s.last_beat <<= s.single_of_given
                 if s.command.val:
                     s.busy <<= 1
                     s.cmd <<= s.command.msg
                     s.subtile <<= s.command.msg.subtiles
-                    s.last_subtile <<= s.command.msg.subtiles == 1
+                    s.last_subtile <<= s.first_is_last
                     s.words_left <<= s.command.msg.row_words
                     s.last_word <<= s.command.msg.row_words == 1
             elif s.take:
@@ -120,12 +130,16 @@ class ActLoaderRTL(Component):
                     s.last_word <<= s.cmd.row_words == 1
                     s.row_beat <<= s.row_beat + 1
                     s.row_end <<= s.row_end + ports
+                    s.last_beat <<= s.row_end >= s.rows_here
                     if s.last_beat:
                         s.row_beat <<= 0
-                        s.row_end <<= ports
+                        s.row_end <<= two_beats
+                        s.last_beat <<= single
+                        if s.next_is_last:
+                            s.last_beat <<= s.single_of_last
                         s.base <<= s.next_base.out
                         s.subtile <<= s.subtile - 1
-                        s.last_subtile <<= s.subtile == two_subtiles
+                        s.last_subtile <<= s.next_is_last
                         if s.last_subtile:
                             s.busy <<= 0
 

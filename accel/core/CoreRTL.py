@@ -27,8 +27,8 @@ from accel.writer.ResultWriterRTL import ResultWriterRTL
 
 COUNTER_BITS = 48
 
-#: Cycles from a step's issue register to the read of its windows: the weight side takes two stages more. Registers
-#: in the decoders add to it (`CoreConfig.window_registers`).
+#: Cycles from a step's issue register to the read of its windows: the weight side takes two stages more.
+#: `CoreConfig.window_registers` add to it.
 WINDOW_DELAY = 2
 #: Cycles from a step's issue register to its sum in column 0, without `CoreConfig.sum_registers`.
 PE_DELAY = 4
@@ -108,7 +108,7 @@ class CoreRTL(Component):
         s.unpacker = UnpackerRTL(config)
         s.sequencer = SequencerRTL(config)
         # What row feeders need with the pair of words that was read.
-        s.shift = FanoutRTL(position_bits(config), reading, copies)
+        s.shift = FanoutRTL(position_bits(config), reading + config.has_register("window"), copies)
         s.swapped = FanoutRTL(1, reading, copies)
         s.enable = HoldRTL(1, rows, reading)
         s.window_delay = DelayRTL(Window, WINDOW_DELAY + config.window_registers - 1)

@@ -95,3 +95,23 @@ class DelayRTL(Component):
                     s.vals[0] <<= s.val
                     for i in range(1, cycles):
                         s.vals[i] <<= s.vals[i - 1]
+
+
+class PulseRTL(Component):
+    """A bit ``cycles`` (at least 1) cycles later; 0 after reset."""
+
+    def construct(s, cycles):
+        s.in_ = InPort()
+        s.out = OutPort()
+        s.vals = [Wire() for _ in range(cycles)]
+        s.out //= s.vals[cycles - 1]
+
+        @update_ff
+        def ff_pulse():
+            if s.reset:
+                for i in range(cycles):
+                    s.vals[i] <<= 0
+            else:
+                s.vals[0] <<= s.in_
+                for i in range(1, cycles):
+                    s.vals[i] <<= s.vals[i - 1]

@@ -33,7 +33,8 @@ class RowFeederRTL(Component):
     """Window of ``window`` activations that starts ``shift`` activations into the pair of words.
 
     The pair comes from an even and an odd bank; ``swapped`` says that the odd bank holds the first word. With a
-    register after "read", the other inputs belong to the pair of the cycle before; without, it is combinational.
+    register after "read", the other inputs belong to the pair of the cycle before; with one in "window", ``shift``
+    comes a cycle after them. Without these, it is combinational.
     """
 
     def construct(s, config: CoreConfig):
@@ -55,14 +56,16 @@ class RowFeederRTL(Component):
         s.high = Wire(nbits)
         s.pair = [Wire(act_bits) for _ in range(2 * window)]
 
-        for i in range(window):
-            s.pair[i] //= s.low[i * act_bits : (i + 1) * act_bits]
-            s.pair[window + i] //= s.high[i * act_bits : (i + 1) * act_bits]
-
-        # Components and connections: the pair as it comes from the memories
+        # Components and connections: the pair as it comes from the memories, and in order
         s.read = HoldRTL(nbits, 2, config.has_register("read"))
         s.read.in_[0] //= s.even
         s.read.in_[1] //= s.odd
+        s.ordered = HoldRTL(nbits, 2, config.has_register("window"))
+        s.ordered.in_[0] //= s.low
+        s.ordered.in_[1] //= s.high
+        for word in range(2):
+            for i in range(window):
+                s.pair[word * window + i] //= s.ordered.out[word][i * act_bits : (i + 1) * act_bits]
 
         @update
         def up_order():

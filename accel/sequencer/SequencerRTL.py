@@ -56,6 +56,7 @@ class StepWalkRTL(Component):
         s.cmd = InPort(Command)  # it, from the next cycle on
         s.issue = InPort()  # the present step is taken
         s.last = OutPort()  # the present step is a group's last one
+        s.last_after = OutPort()  # the step of the next cycle is
         s.lane_val = OutPort(lanes)
         s.offsets = OutPort(lanes * position_nbits)
         s.places = OutPort(lanes * position_nbits)
@@ -123,19 +124,27 @@ class StepWalkRTL(Component):
             if s.last:
                 s.lane_val @= s.cmd.last_lanes
 
+        @update
+        def up_last():
+            s.last_after @= s.last
+            if s.start:
+                s.last_after @= s.given.steps == 1
+            elif s.issue & s.last:
+                s.last_after @= s.cmd.steps == 1
+            elif s.issue:
+                s.last_after @= s.next_last
+
         @update_ff
         def ff_walk():
+            s.last <<= s.last_after
             if s.start:
                 s.steps_left <<= s.given.steps
-                s.last <<= s.given.steps == 1
                 s.advance <<= s.given.first_advance
             elif s.issue & s.last:
                 s.steps_left <<= s.cmd.steps
-                s.last <<= s.cmd.steps == 1
                 s.advance <<= s.cmd.first_advance
             elif s.issue:
                 s.steps_left <<= s.steps_left - 1
-                s.last <<= s.next_last
                 if s.next_last:
                     s.advance <<= s.cmd.last_advance
                 elif s.round_last:
@@ -272,15 +281,24 @@ class SequencerRTL(Component):
         s.last_subtile = Wire()
         s.last_group = Wire()
         s.last_tile = Wire()
+        s.last_length = Wire(length_bits)  # partials on a chain, of the command's last subtile
+        s.issue = Wire()  # nothing is in the step's way
+
+        # Wires: what these will be in the next cycle
+        s.running_next = Wire()
+        s.has_tile_next = Wire()
+        s.has_block_next = Wire()
+        s.has_half_next = Wire()
+        s.draining_next = Wire()
 
         # Wires
-        s.issue = Wire()
         s.last_step = Wire()
         s.tile_end = Wire()
         s.out_tile_end = Wire()
         s.block_end = Wire()
         s.rows_here = Wire(row_bits)
         s.length = Wire(length_bits)
+        s.given_length = Wire(length_bits)
         s.step_next = Wire(Step)
         s.window_next = Wire(Window)
         s.group_next = Wire(Group)
@@ -330,15 +348,17 @@ class SequencerRTL(Component):
             s.rows_here @= rows
             if s.last_subtile:
                 s.rows_here @= s.cmd.last_rows
-            s.length @= 1
+            s.length @= chain_rows
+            if s.last_subtile:
+                s.length @= s.last_length
+            s.given_length @= 1
             for i in range(chain_rows):
-                if s.rows_here > s.rows_before[i]:
-                    s.length @= s.length_at[i]
+                if s.command.msg.last_rows > s.rows_before[i]:
+                    s.given_length @= s.length_at[i]
             s.command.rdy @= ~s.running
 
         @update
-        def up_issue():
-            s.issue @= 0
+        def up_cause():
             s.cause @= idle
             if s.running:
                 if ~s.has_block:
@@ -351,7 +371,9 @@ class SequencerRTL(Component):
                     s.cause @= wait_drain
                 else:
                     s.cause @= busy
-                    s.issue @= 1
+
+        @update
+        def up_ends():
             s.tile_end @= s.issue & s.last_step & s.last_subtile
             s.out_tile_end @= s.tile_end & s.last_group
             s.block_end @= s.out_tile_end & s.last_tile
@@ -430,6 +452,7 @@ class SequencerRTL(Component):
 
         @update_ff
         def ff_walk():
+            s.running <<= s.running_next
             if s.reset:
                 s.running <<= 0
                 s.half <<= 0
@@ -443,6 +466,7 @@ class SequencerRTL(Component):
                 s.act_word <<= 0
             elif ~s.running:
                 s.cmd <<= s.command.msg
+                s.last_length <<= s.given_length
                 s.tile_left <<= s.command.msg.out_tiles
                 s.group_left <<= s.command.msg.groups
                 s.subtile_left <<= s.command.msg.subtiles
@@ -457,7 +481,6 @@ class SequencerRTL(Component):
                 s.act_word <<= 0
                 s.act_shift <<= 0
                 s.acc_addr <<= 0
-                s.running <<= s.command.val
             elif s.issue:
                 s.code_ptr <<= s.next_code_ptr
                 s.code_bit <<= s.next_code_bit
@@ -510,9 +533,46 @@ class SequencerRTL(Component):
                             s.tile_left <<= s.tile_left - 1
                             s.last_tile <<= s.tile_left == two_tiles
                             if s.last_tile:
-                                s.running <<= 0
                                 s.block_base <<= s.next_block_base.out
                                 s.row_base <<= s.next_block_base.out
+
+        @update
+        def up_after():
+            s.has_tile_next @= s.has_tile
+            if s.tile_ready & ~s.tile_end:
+                s.has_tile_next @= 1
+            elif ~s.tile_ready & s.tile_end:
+                s.has_tile_next @= s.tiles_ready != 1
+            s.has_block_next @= s.has_block
+            if s.block_ready & ~s.block_end:
+                s.has_block_next @= 1
+            elif ~s.block_ready & s.block_end:
+                s.has_block_next @= s.blocks_ready != 1
+            s.has_half_next @= s.has_half
+            if s.half_free & ~s.out_tile_end:
+                s.has_half_next @= 1
+            elif ~s.half_free & s.out_tile_end:
+                s.has_half_next @= s.halves_free != 1
+            # Partials of a group leave their chain in `length` cycles; the next group may end no sooner.
+            s.draining_next @= s.draining & (s.drain_timer != 1)
+            if s.issue & s.last_step:
+                s.draining_next @= s.length != 1
+            s.running_next @= s.running & ~s.block_end
+            if ~s.running:
+                s.running_next @= s.command.val
+
+        @update_ff
+        def ff_issue_next():
+            if s.reset:
+                s.issue <<= 0
+            else:
+                s.issue <<= (
+                    s.running_next
+                    & s.has_block_next
+                    & s.has_tile_next
+                    & s.has_half_next
+                    & ~(s.walk.last_after & s.draining_next)
+                )
 
         @update_ff
         def ff_credits():
@@ -526,31 +586,26 @@ class SequencerRTL(Component):
                 s.has_half <<= 1
                 s.draining <<= 0
             else:
+                s.has_tile <<= s.has_tile_next
+                s.has_block <<= s.has_block_next
+                s.has_half <<= s.has_half_next
+                s.draining <<= s.draining_next
                 if s.tile_ready & ~s.tile_end:
                     s.tiles_ready <<= s.tiles_ready + 1
-                    s.has_tile <<= 1
                 elif ~s.tile_ready & s.tile_end:
                     s.tiles_ready <<= s.tiles_ready - 1
-                    s.has_tile <<= s.tiles_ready != 1
                 if s.block_ready & ~s.block_end:
                     s.blocks_ready <<= s.blocks_ready + 1
-                    s.has_block <<= 1
                 elif ~s.block_ready & s.block_end:
                     s.blocks_ready <<= s.blocks_ready - 1
-                    s.has_block <<= s.blocks_ready != 1
                 if s.half_free & ~s.out_tile_end:
                     s.halves_free <<= s.halves_free + 1
-                    s.has_half <<= 1
                 elif ~s.half_free & s.out_tile_end:
                     s.halves_free <<= s.halves_free - 1
-                    s.has_half <<= s.halves_free != 1
-                # Partials of a group leave their chain in `length` cycles; the next group may end no sooner.
                 if s.issue & s.last_step:
                     s.drain_timer <<= s.length - 1
-                    s.draining <<= s.length != 1
                 elif s.drain_timer != 0:
                     s.drain_timer <<= s.drain_timer - 1
-                    s.draining <<= s.drain_timer != 1
 
     def line_trace(s):
         return f"{CAUSES[int(s.cause)][-7:]:>7}"

@@ -12,7 +12,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff,
 
 from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_beat_msg, mk_command_msg, mk_write_msg
-from accel.delay.DelayRTL import DelayRTL, HoldRTL
+from accel.delay.DelayRTL import HoldRTL, PulseRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 
 IDLE, HEADER, CODES, VALUES = range(4)
@@ -160,12 +160,11 @@ class UnpackerRTL(Component):
         # Components
         s.gearbox = [GearboxRTL(config) for _ in range(columns)]
         s.incoming = [HoldRTL(slice_bits, 1, (c + 1) * moving) for c in range(columns)]
-        s.ready = DelayRTL(mk_bits(1), config.tile_delay - 1)
+        s.ready = PulseRTL(config.tile_delay - 1)
 
         # Connections
-        s.ready.val //= s.tile_end
-        s.ready.msg //= 0
-        s.ready.val_out //= s.tile_ready
+        s.ready.in_ //= s.tile_end
+        s.ready.out //= s.tile_ready
         for c in range(columns):
             s.incoming[c].in_[0] //= s.weights.msg[c]
             s.gearbox[c].incoming //= s.incoming[c].out[0]

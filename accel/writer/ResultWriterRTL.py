@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, sext, update, update_ff
 
-from accel.config import RESULT_BITS, CoreConfig, count_bits
+from accel.config import RESULT_BITS, CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg, mk_read_msg, subtile_bits
 from accel.delay.DelayRTL import DelayRTL, HoldRTL
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL
@@ -87,6 +87,8 @@ class ResultWriterRTL(Component):
         subtile_nbits = subtile_bits(config)
         tile_bits = count_bits(config.out_tiles_max)
         words = queue_words(config)
+        two_rows, two_subtiles, two_tiles = map(two_in, (row_bits, subtile_nbits, tile_bits))
+        single_row = int(rows == 1)
 
         # Interface
         s.command = RecvIfcRTL(Command)
@@ -104,6 +106,9 @@ class ResultWriterRTL(Component):
         s.tile_left = Wire(tile_bits)
         s.subtile_left = Wire(subtile_nbits)
         s.row_left = Wire(row_bits)
+        s.last_row = Wire()  # registers: one is left
+        s.last_subtile = Wire()
+        s.last_tile = Wire()
         s.group = Wire(group_bits)
         s.half = Wire()
         s.base = Wire(addr_bits)  # of the subtile
@@ -118,6 +123,7 @@ class ResultWriterRTL(Component):
         s.tile_end = Wire()
         s.command_end = Wire()
         s.rows_next = Wire(row_bits)
+        s.next_is_single = Wire()  # subtile has one row
         s.lane_acc = [Wire(acc_bits) for _ in range(lanes)]
         s.column = [[Wire(acc_bits) for _ in range(max(2, groups))] for _ in range(lanes)]
         s.departed = Wire()
@@ -167,16 +173,18 @@ class ResultWriterRTL(Component):
             s.command.rdy @= ~s.busy
             s.issue @= s.busy & (s.tiles_done != 0) & (s.credits != 0)
             s.row_end @= s.issue & (s.group == groups - 1)
-            s.subtile_end @= s.row_end & (s.row_left == 1)
-            s.tile_end @= s.subtile_end & (s.subtile_left == 1)
-            s.command_end @= s.tile_end & (s.tile_left == 1)
+            s.subtile_end @= s.row_end & s.last_row
+            s.tile_end @= s.subtile_end & s.last_subtile
+            s.command_end @= s.tile_end & s.last_tile
             s.half_free @= s.tile_end
             s.departed @= s.queue.send.val & s.results.rdy
             s.finished @= s.queue.send.val & s.results.rdy & s.ends.send.msg
             # Rows of the subtile after this one: the last subtile may be short.
             s.rows_next @= rows
-            if s.subtile_left == 2:
+            s.next_is_single @= single_row
+            if s.subtile_left == two_subtiles:
                 s.rows_next @= s.cmd.last_rows
+                s.next_is_single @= s.cmd.last_rows == 1
 
         @update_ff
         def ff_walk():
@@ -191,15 +199,20 @@ class ResultWriterRTL(Component):
                 s.cmd <<= s.command.msg
                 s.tile_left <<= s.command.msg.out_tiles
                 s.subtile_left <<= s.command.msg.subtiles
+                s.last_tile <<= s.command.msg.out_tiles == 1
+                s.last_subtile <<= s.command.msg.subtiles == 1
                 s.row_left <<= rows
+                s.last_row <<= single_row
                 if s.command.msg.subtiles == 1:
                     s.row_left <<= s.command.msg.last_rows
+                    s.last_row <<= s.command.msg.last_rows == 1
                 s.base <<= 0
             elif s.issue:
                 s.group <<= s.group + 1
                 if s.row_end:
                     s.group <<= 0
                     s.row_left <<= s.row_left - 1
+                    s.last_row <<= s.row_left == two_rows
                     s.chain <<= s.chain + 1
                     if s.chain == chains - 1:
                         s.chain <<= 0
@@ -209,16 +222,22 @@ class ResultWriterRTL(Component):
                         s.base <<= s.base + next_subtile
                         s.addr <<= s.base + next_subtile
                         s.subtile_left <<= s.subtile_left - 1
+                        s.last_subtile <<= s.subtile_left == two_subtiles
                         s.row_left <<= s.rows_next
+                        s.last_row <<= s.next_is_single
                         if s.tile_end:
                             s.base <<= 0
                             s.addr <<= 0
                             s.half <<= ~s.half
                             s.subtile_left <<= s.cmd.subtiles
+                            s.last_subtile <<= s.cmd.subtiles == 1
                             s.row_left <<= rows
+                            s.last_row <<= single_row
                             if s.cmd.subtiles == 1:
                                 s.row_left <<= s.cmd.last_rows
+                                s.last_row <<= s.cmd.last_rows == 1
                             s.tile_left <<= s.tile_left - 1
+                            s.last_tile <<= s.tile_left == two_tiles
                             if s.command_end:
                                 s.busy <<= 0
 

@@ -115,6 +115,8 @@ SWEEP = [
     {"registers": ("weights",)},
     {"registers": ("weights",), "columns": 5, "slice_bytes": 1},
     {"registers": ("acts",)},
+    {"registers": ("window",)},
+    {"registers": ("window", "read"), "rows": 5, "act_ports": 2},
     {"registers": ("results",)},
     {"registers": ("results",), "columns": 3, "result_lanes": 2},
     {"registers": REGISTERS, "rows": 5, "columns": 3, "fanout_rows": 2},

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from verify.synthesis.output_registers import OutputRegister
+
 #: How multipliers are built: in the device's multiplier blocks, or of LUTs.
 DSP_CHOICES = ("all", "scale", "none")
 
@@ -70,6 +72,8 @@ class Target:
     own_multiplier_map: str = ""
     #: Cells of registers and blocks, which are named after the nets that they drive.
     named: str = ""
+    #: Registers that blocks have at their outputs, and yosys does not use.
+    output_registers: tuple[OutputRegister, ...] = ()
     #: Words and bits from which on a memory must be block RAM; None if there is none.
     block_ram_from: tuple[int, int] | None = None
     #: Name that yosys's log gives to a block RAM.
@@ -138,6 +142,19 @@ ECP5 = Target(
     own_maps=(f"-map {_ECP5_MAP} t:$add t:$bmux",),
     own_multiplier_map=f"-map {_ECP5_MAP} t:$mul",
     files={_ECP5_MAP: Path(__file__).with_name(_ECP5_MAP).read_text(encoding="utf-8")},
+    output_registers=(
+        *(
+            OutputRegister("DP16KD", rf"DO{port}\d+", f"CLK{port}", {f"REGMODE_{port}": "OUTREG"}, {f"OCE{port}": "1"})
+            for port in "AB"
+        ),
+        OutputRegister(
+            "MULT18X18D",
+            r"P\d+",
+            "CLK0",
+            {"REG_OUTPUT_CLK": "CLK0", "REG_OUTPUT_CE": "CE0", "REG_OUTPUT_RST": "RST0"},
+            {"CE0": "1", "RST0": "0"},
+        ),
+    ),
     named="t:TRELLIS_FF t:MULT18X18D t:DP16KD t:PDPW16KD t:TRELLIS_DPR16X4",
     block_ram_from=_BLOCK_RAM_FROM,
     block_ram=r"\$__(DP|PDPW)16KD_",
