@@ -112,7 +112,7 @@ def test_windows_of_a_group_are_its_activations(case: Any, seed: int, simulated:
             assert np.array_equal(acts.T, wanted)
         # The block's room is there four cycles after its last step, which was sent in the cycle before; reads wait
         # as long as codes take to be decoded.
-        there = buffer.now + 3 + case.config.decode_registers
+        there = buffer.now + 3 + case.config.window_registers
         assert not buffer.freed.arrived(there - 1)
         assert buffer.freed.arrived(there)
         assert buffer.freed.take(there) == command.block_words

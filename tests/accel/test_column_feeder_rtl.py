@@ -12,7 +12,7 @@ from pymtl3 import Component, InPort, OutPort
 
 from accel import CoreConfig, load_preset
 from accel.column_feeder.ColumnFeederRTL import BitmaskDecoderRTL, LaneDecoderRTL, RankDecoderRTL
-from accel.config import count_bits
+from accel.config import REGISTERS, count_bits
 from accel.core.CoreMsg import index_bits, position_bits
 from accel.schedule import schedule
 from quant import NMPattern
@@ -223,7 +223,7 @@ class FeederBench(Component):
         s.tile_header = InPort(config.header_bits)
         s.val = OutPort()
         s.last_out = OutPort()
-        s.index = OutPort(lanes * index_nbits)
+        s.index = OutPort(config.row_copies * lanes * index_nbits)
         s.weight = OutPort(lanes * weight_bits)
         s.scale = OutPort(config.scale_bits)
         s.feeder = ColumnFeederRTL(config)
@@ -244,7 +244,9 @@ class FeederBench(Component):
         s.feeder.last //= s.last_out
         s.feeder.scale //= s.scale
         for lane in range(lanes):
-            s.index[lane * index_nbits : (lane + 1) * index_nbits] //= s.feeder.index[lane]
+            for copy in range(config.row_copies):
+                at = (copy * lanes + lane) * index_nbits
+                s.index[at : at + index_nbits] //= s.feeder.index[copy][lane]
             s.weight[lane * weight_bits : (lane + 1) * weight_bits] //= s.feeder.weight[lane]
 
 
@@ -257,11 +259,15 @@ FEEDERS = {
     "read": {"registers": ("read",)},
     "other_registers": {"registers": ("multiplexer", "multiplier", "adders", "scale")},
     **{f"decode{i}": {"decode_registers": i} for i in range(1, 9)},
+    "a_copy_for_each_row": {"rows": 3, "fanout_rows": 1},
+    "a_copy_for_two_rows": {"rows": 5, "fanout_rows": 2},
     "all_registers": {
+        "rows": 4,
+        "fanout_rows": 3,
         "patterns": ("1:2", "2:4", "4:8"),
         "lanes": 4,
         "slice_bytes": 4,
-        "registers": ("read", "multiplexer", "multiplier", "adders", "scale"),
+        "registers": REGISTERS,
         "decode_registers": 3,
     },
 }
@@ -274,6 +280,7 @@ FEEDERS = {
 def test_pairs_come_out_some_cycles_later(name: str, level: str, open_pins: Callable) -> None:
     """Steps of random blocks at random places in the slices; expected pairs by taking positions from lists.
 
+    Every copy of the indices must be right: rows beside the first one have others than it has.
     Three cycles later, and one more for each register after the read and in the decoding. What the weight buffer
     answers comes in the step's cycle, or in the one after it with a register there.
     """
@@ -352,7 +359,8 @@ def test_pairs_come_out_some_cycles_later(name: str, level: str, open_pins: Call
             continue
         assert (pins.read("last_out"), pins.read("scale")) == want[:2]
         for lane, (index, value) in enumerate(want[2]):
-            got_index = pins.read("index") >> lane * index_nbits & ((1 << index_nbits) - 1)
+            for copy in range(-(-config.rows // config.fanout_rows)):
+                at = (copy * config.lanes + lane) * index_nbits
+                assert pins.read("index") >> at & ((1 << index_nbits) - 1) == index, f"copy {copy}"
             got_weight = pins.read("weight") >> lane * config.weight_bits & ((1 << config.weight_bits) - 1)
-            assert got_index == index
             assert got_weight == value % (1 << config.weight_bits)

@@ -53,6 +53,7 @@ LISTS = ("patterns", "codes", "registers")
         ("result_lanes", 1, 2, {}),
         ("result_lanes", 1, 15, {"columns": 64}),
         ("decode_registers", 0, 8, {}),
+        ("fanout_rows", 1, 64, {}),
     ],
 )
 def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, changes: dict[str, int]) -> None:
@@ -101,8 +102,8 @@ def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, chang
         *(
             (
                 {"registers": given},
-                "registers must name each of some of read, multiplexer, multiplier, adders, scale once, "
-                f"but {list(given)} was given.",
+                "registers must name each of some of read, multiplexer, multiplier, adders, scale, weights, acts, "
+                f"window, results once, but {list(given)} was given.",
             )
             for given in (("scale", "scale"), ("read", "write"), (1,), ("",))
         ),
@@ -219,13 +220,13 @@ def test_a_preset_that_leaves_a_key_out_is_refused(name: str, tmp_path: Path, mo
     with pytest.raises(ConfigError) as error:
         load_preset("short")
     assert str(error.value) == (
-        f"A core configuration states each of its 20 parameters once; missing: {name}; unknown: none."
+        f"A core configuration states each of its 21 parameters once; missing: {name}; unknown: none."
     )
     presets.write_text(presets.read_text() + f"{name} = {json.dumps(TINY.as_dict()[name])}\nturbo = true\n")
     with pytest.raises(ConfigError) as error:
         load_preset("short")
     assert str(error.value) == (
-        "A core configuration states each of its 20 parameters once; missing: none; unknown: turbo."
+        "A core configuration states each of its 21 parameters once; missing: none; unknown: turbo."
     )
 
 
@@ -456,9 +457,23 @@ def test_the_reach_of_patterns_worked_out_by_hand() -> None:
 def test_registers_count_what_is_asked_for(config: CoreConfig) -> None:
     in_lanes = len({"multiplexer", "multiplier", "adders"} & set(config.registers))
     assert config.lane_registers == in_lanes
-    assert config.window_registers == config.decode_registers
+    # Reads of activations wait for weights to be decoded, less what windows take on their way.
+    assert config.window_registers == config.decode_registers - ("window" in config.registers)
     assert config.sum_registers == in_lanes + ("read" in config.registers) + config.decode_registers
     assert config.result_registers == config.sum_registers + ("scale" in config.registers)
+    assert config.tile_delay == (3 if "weights" in config.registers else 2)
+    assert config.block_delay == (3 if "acts" in config.registers else 2)
+    # A register before the accumulators are read, and one after.
+    assert config.read_delay == (4 if "results" in config.registers else 2)
+    for place in REGISTERS:
+        assert config.has_register(place) == config.registers.count(place)
+
+
+@given(core_configs(rows=12))
+def test_every_row_has_a_copy_and_no_copy_is_without_rows(config: CoreConfig) -> None:
+    served = [list(range(config.rows))[i : i + config.fanout_rows] for i in range(0, config.rows, config.fanout_rows)]
+    assert config.row_copies == len(served)
+    assert {row // config.fanout_rows for row in range(config.rows)} == set(range(config.row_copies))
 
 
 @given(core_configs(), st.integers(1, 32), st.data())
@@ -530,6 +545,7 @@ def test_every_parameter_is_in_the_name(field: str) -> None:
         "scale_bits": 7,
         "patterns": ("2:4",),
         "registers": ("read",),
+        "fanout_rows": 2,
     }.get(
         field,
         1 if field in (*LISTS, "drain_chains", "act_ports", "result_lanes") else getattr(base, field) + 1,

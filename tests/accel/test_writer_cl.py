@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,9 @@ class Results:
         self._dut, self._config, self._tiles = dut, config, tiles
         self._done = 0
         self._halves = [tiles[0], tiles[0]]
+        # What was read waits: one cycle, or as many as the registers before and after the read add.
+        waiting = 2 if "results" in config.registers else 0
+        self._read: deque[list[int]] = deque([[0] * config.columns] * waiting)
 
     def finish(self, cycle: int, tile: int | None) -> None:
         """An output tile that may be read from the next cycle on."""
@@ -39,14 +43,15 @@ class Results:
                 link.post(cycle + 1, self._tiles[tile][:, column])
 
     def read(self) -> list[int] | None:
-        """What the accumulators answer in the next cycle; at the cycle level they came with the tile."""
+        """What comes from the accumulators in the next cycle; at the cycle level they came with the tile."""
         if not isinstance(self._dut, ResultWriterRTL):
             return None
         config, read = self._config, self._dut.read
         subtile, place = divmod(int(read.addr), config.chain_rows)
         token = subtile * config.rows + place * config.drain_chains + int(read.chain)
         tile = self._halves[int(read.half)]
-        return [int(value) % (1 << config.acc_bits) for value in tile[min(token, len(tile) - 1)]]
+        self._read.append([int(value) % (1 << config.acc_bits) for value in tile[min(token, len(tile) - 1)]])
+        return self._read.popleft()
 
     def answer(self, values: list[int] | None) -> None:
         if values is not None:
