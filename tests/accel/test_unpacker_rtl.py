@@ -153,8 +153,14 @@ def test_every_column_gets_its_own_bytes_in_its_turn(
     commands = [command for job in jobs for command in job.commands]
     words: list[list[int]] = []
     for job in jobs:
-        stream = np.frombuffer(job.stream.payload, f"<u{config.slice_bytes}").reshape(-1, config.columns)
-        words += stream.tolist() * len(job.commands)
+        layout = job.stream.layout
+        for _ in job.commands:
+            stream = np.frombuffer(job.stream.payload, np.uint8).reshape(-1, config.columns, config.slice_bytes).copy()
+            # What fills up the last word may be anything: the next GEMM must not see it.
+            end = layout.out_tiles * layout.groups * layout.tile_bytes - len(stream) * config.slice_bytes
+            if end:
+                stream[-1, :, end:] = rng.randrange(1, 256)
+            words += stream.view(f"<u{config.slice_bytes}")[:, :, 0].tolist()
     tiles_of = [command for command in commands for _ in range(command.groups * command.out_tiles)]
     stalled, held = rng.choice([0.0, 0.3, 0.9]), rng.choice([0, 1, 12])
     dut = simulated(UnpackerRTL(config))
