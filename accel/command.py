@@ -21,7 +21,6 @@ class Command:
     n: int
     m: int
     code: int
-    code_bits: int
     code_mask: int
     asymmetric: int
     slots: int
@@ -52,6 +51,7 @@ class Command:
     out_tiles: int
     subtiles: int
     last_rows: int
+    last_length: int
     row_words: int
     block_words: int
     wide: int
@@ -105,7 +105,6 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
                 n=layout.pattern.n,
                 m=layout.pattern.m,
                 code=CODE_IDS[layout.code],
-                code_bits=field,
                 code_mask=(1 << field) - 1,
                 asymmetric=int(layout.asymmetric),
                 slots=layout.slots,
@@ -117,7 +116,8 @@ def commands_for(config: CoreConfig, layout: StreamLayout, tokens: int, *, wide:
                 groups=layout.groups,
                 out_tiles=layout.out_tiles,
                 subtiles=subtiles,
-                last_rows=block - (subtiles - 1) * config.rows,
+                last_rows=(last_rows := block - (subtiles - 1) * config.rows),
+                last_length=-(-last_rows // config.drain_chains),
                 row_words=row_words,
                 block_words=subtiles * row_words,
                 wide=int(wide),

@@ -31,7 +31,9 @@ RESULT_BITS = 64  # of one lane of a result word; a GEMM may ask for the packed 
 RANK_M_MAX = 8  # largest block that the enumerative code is generated for
 ANY_PATTERN = ("any",)
 #: Where the way of the data may have registers, in its order.
-REGISTERS = ("read", "multiplexer", "multiplier", "adders", "scale", "weights", "acts", "window", "results")
+REGISTERS = ("read", "multiplexer", "parts", "multiplier", "adders", "scale", "weights", "acts", "window", "results")
+#: Bits of a weight in the lower part of a multiplier of two.
+LOW_BITS = 2
 
 
 class ConfigError(ValueError):
@@ -108,9 +110,10 @@ class CoreConfig:
     #: Results in one result word (1..15, at most `columns`).
     result_lanes: int
     #: Registers on the way of the data, each a cycle of latency: after "read" (of weights and activations), a lane's
-    #: "multiplexer" and "multiplier", the PE's "adders", and within the "scale" unit; and on long ways: "weights" pass
-    #: from column to column on their way to the weight buffers, "acts" have a register more before the activation
-    #: buffer, a "window" one within the row feeder, and "results" one before they are read and one after.
+    #: "multiplexer" and "multiplier", the PE's "adders", and within the "scale" unit; within the multiplier, which then
+    #: is made of two "parts", for the weight's lower two bits and the others. And on long ways: "weights" pass from
+    #: column to column on their way to the weight buffers, "acts" have a register more before the activation buffer, a
+    #: "window" one within the row feeder, and "results" one before they are read and one after.
     registers: tuple[str, ...]
     #: Registers in the decoding of block codes (0..8), each a cycle of latency: the first after a lane's code field
     #: is cut out, others spread over the positions that the rank decoder goes through.
@@ -266,6 +269,14 @@ class CoreConfig:
     def product_bits(self) -> int:
         """Width of one product."""
         return signed_bits(*self.product_range)
+
+    @property
+    def multiplier_widths(self) -> tuple[tuple[int, int], ...]:
+        """Operands of each of a lane's multipliers, in bits: one, or one for each part of a weight."""
+        if self.has_register("parts"):
+            # The lower bits are not signed, so the activation comes as wide as the product.
+            return (self.act_bits + LOW_BITS, LOW_BITS), (self.act_bits, self.weight_bits - LOW_BITS)
+        return ((self.act_bits, self.weight_bits),)
 
     def partial_range(self, weights: int) -> tuple[int, int]:
         """Range of the sum of up to ``weights`` products (0 included, for fewer of them)."""
@@ -444,7 +455,7 @@ class CoreConfig:
     @property
     def lane_registers(self) -> int:
         """Registers between a PE's window and its accumulator."""
-        return sum(map(self.has_register, ("multiplexer", "multiplier", "adders")))
+        return sum(map(self.has_register, ("multiplexer", "parts", "multiplier", "adders")))
 
     @property
     def window_registers(self) -> int:

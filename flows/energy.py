@@ -308,7 +308,7 @@ def map_core(config: CoreConfig, target: str, *, dsp: str, goal_mhz: float, dead
     """
     chosen, liberty = read_target(target)
     expected = expectations(config)
-    multipliers = Multipliers.parse(dsp, chosen, max(expected.lane_widths), expected.scale_multipliers)
+    multipliers = Multipliers.parse(dsp, chosen, expected.lane_bits, expected.scale_multipliers)
     design = core_design(config)
     yosys = find_yosys()
     statistics = map_blocks(design, chosen, multipliers, yosys, deadline, goal_mhz).statistics
@@ -325,7 +325,7 @@ def map_core(config: CoreConfig, target: str, *, dsp: str, goal_mhz: float, dead
         {} if library is None else {name: library.block(cells) for name, cells in statistics.cells.items()},
         tuple(memory.path for memory in memories),
         {_place(memory.path): memory.width for memory in memories},
-        expected.lane_widths[0] * expected.lane_widths[1],
+        max(act * weight for act, weight in expected.lane_widths),
         expected.scale_widths[0] * expected.scale_widths[1],
         expected.lane_multipliers,
     )

@@ -157,7 +157,7 @@ def _blocks(config: CoreConfig, target: Target, dsp: str, yosys: SynthesisTool, 
     shared = Multipliers.parse(
         dsp if target.dsp_maps or dsp in ("all", "none") else "all",
         target,
-        max(expected.lane_widths),
+        expected.lane_bits,
         expected.scale_multipliers,
     )
     deadline = Deadline(choices.time_limit)

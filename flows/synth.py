@@ -178,7 +178,7 @@ def synthesize_core(
         design=Design(core_verilog(config), module_name("CoreRTL", config)),
         expected=expected,
         target=chosen,
-        multipliers=Multipliers.parse(dsp, chosen, max(expected.lane_widths), expected.scale_multipliers),
+        multipliers=Multipliers.parse(dsp, chosen, expected.lane_bits, expected.scale_multipliers),
         goal_mhz=goal_mhz,
         device=place if routed else None,
         seeds=tuple(range(1, seeds + 1)) if routed else (),

@@ -58,8 +58,7 @@ def mk_command_msg(config: CoreConfig):
             "n": count_bits(config.window),  # kept weights of a block
             "m": count_bits(config.window),  # weights of a block
             "code": 2,  # block code: CODE_*
-            "code_bits": count_bits(config.code_field_bits),  # of one code field
-            "code_mask": config.code_field_bits,  # (1 << code_bits) − 1
+            "code_mask": config.code_field_bits,  # as many ones as a code field has bits
             "asymmetric": 1,  # tiles carry zero points
             "slots": count_bits(config.group_max),  # nonzeros of an output feature in a tile
             "steps": count_bits(config.group_max),  # steps of a group
@@ -89,6 +88,7 @@ def mk_command_msg(config: CoreConfig):
             "out_tiles": count_bits(config.out_tiles_max),  # output tiles
             "subtiles": subtile_bits(config),  # token subtiles of the block
             "last_rows": count_bits(config.rows),  # tokens in the last subtile
+            "last_length": count_bits(config.chain_rows),  # of them on the longest drain chain
             "row_words": count_bits(config.act_words),  # windows of one row of activations
             "block_words": count_bits(config.act_words),  # subtiles × row_words
             "wide": 1,  # results in 64 bits instead of 32

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pymtl3 import Component, InPort, OutPort, Wire, sext, update, update_ff
+from pymtl3 import Component, InPort, OutPort, Wire, sext, update, update_ff, zext
 
-from accel.config import CoreConfig, count_bits, signed_bits
+from accel.config import LOW_BITS, CoreConfig, count_bits, signed_bits
 from accel.core.CoreMsg import index_bits
 from accel.delay.DelayRTL import HoldRTL
 
@@ -89,6 +89,54 @@ class WindowMultiplexersRTL(Component):
             multiplexer.out //= s.act[lane]
 
 
+class MultiplierRTL(Component):
+    """A lane's multiplier, of one part or of two with registers between."""
+
+    def construct(s, config: CoreConfig):
+        # Constants
+        product_bits, weight_bits = config.product_bits, config.weight_bits
+
+        # Interface
+        s.act = InPort(config.act_bits)
+        s.weight = InPort(weight_bits)
+        s.product = OutPort(product_bits)
+
+        if config.has_register("parts"):
+            low_bits = config.act_bits + LOW_BITS
+            high_bits = config.act_bits + weight_bits - LOW_BITS
+            s.low = Wire(low_bits)
+            s.high = Wire(high_bits)
+            s.low_weight = Wire(LOW_BITS)
+            s.high_weight = Wire(weight_bits - LOW_BITS)
+            s.high_moved = Wire(high_bits + LOW_BITS)
+            s.low_weight //= s.weight[0:LOW_BITS]
+            s.high_weight //= s.weight[LOW_BITS:weight_bits]
+            s.high_moved[LOW_BITS : high_bits + LOW_BITS] //= s.high
+            s.high_moved[0:LOW_BITS] //= 0
+            if high_bits + LOW_BITS > product_bits:
+
+                @update
+                def up_sum_cut():
+                    s.product @= sext(s.low, product_bits) + s.high_moved[0:product_bits]
+
+            else:
+
+                @update
+                def up_sum():
+                    s.product @= sext(s.low, product_bits) + sext(s.high_moved, product_bits)
+
+            @update_ff
+            def ff_parts():
+                s.low <<= sext(s.act, low_bits) * zext(s.low_weight, low_bits)
+                s.high <<= sext(s.act, high_bits) * sext(s.high_weight, high_bits)
+
+        else:
+
+            @update
+            def up_product():
+                s.product @= sext(s.act, product_bits) * sext(s.weight, product_bits)
+
+
 class PERTL(Component):
     """Output-stationary PE: knows windows and (weight, index) pairs, never the pattern.
 
@@ -123,6 +171,7 @@ class PERTL(Component):
         # Components
         s.window_multiplexers = WindowMultiplexersRTL(config)
         s.selected = HoldRTL(act_bits, lanes, config.has_register("multiplexer"))
+        s.multiplier = [MultiplierRTL(config) for _ in range(lanes)]
         s.products = HoldRTL(product_bits, lanes, config.has_register("multiplier"))
 
         # Connections: windows
@@ -132,6 +181,9 @@ class PERTL(Component):
         for lane in range(lanes):
             s.window_multiplexers.index[lane] //= s.index[lane]
             s.window_multiplexers.act[lane] //= s.selected.in_[lane]
+            s.multiplier[lane].act //= s.selected.out[lane]
+            s.multiplier[lane].weight //= s.weight[lane]
+            s.multiplier[lane].product //= s.products.in_[lane]
 
         # Connections: adder tree
         level, values, nbits = s.products.out, lanes, product_bits
@@ -144,13 +196,6 @@ class PERTL(Component):
         sum_bits = min(nbits, partial_bits, signed_bits(*config.partial_range(lanes)))
         s.sum_ = HoldRTL(sum_bits, 1, config.has_register("adders"))
         s.sum_.in_[0] //= level[0][0:sum_bits]
-
-        @update
-        def up_multiply():
-            for lane in range(lanes):
-                act = s.selected.out[lane]
-                weight = s.weight[lane]
-                s.products.in_[lane] @= sext(act, product_bits) * sext(weight, product_bits)
 
         @update
         def up_accumulate():

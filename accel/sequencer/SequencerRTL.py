@@ -208,7 +208,7 @@ class SequencerRTL(Component):
         # Constants
         Command, Step = mk_command_msg(config), mk_step_msg(config)
         Window, Group = mk_window_msg(config), mk_group_msg(config)
-        rows, chains, window = config.rows, config.drain_chains, config.window
+        rows, window = config.rows, config.window
         act_words, code_words, value_words = config.act_words, config.code_words, config.value_words
         slice_bits, slice_nibbles = config.slice_bits, 2 * config.slice_bytes
         chain_rows, header_slots = config.chain_rows, config.header_slots
@@ -281,7 +281,6 @@ class SequencerRTL(Component):
         s.last_subtile = Wire()
         s.last_group = Wire()
         s.last_tile = Wire()
-        s.last_length = Wire(length_bits)  # partials on a chain, of the command's last subtile
         s.issue = Wire()  # nothing is in the step's way
 
         # Wires: what these will be in the next cycle
@@ -298,7 +297,6 @@ class SequencerRTL(Component):
         s.block_end = Wire()
         s.rows_here = Wire(row_bits)
         s.length = Wire(length_bits)
-        s.given_length = Wire(length_bits)
         s.step_next = Wire(Step)
         s.window_next = Wire(Window)
         s.group_next = Wire(Group)
@@ -310,13 +308,6 @@ class SequencerRTL(Component):
         s.value_nibble_sum = Wire(nibble_sum)
         s.next_act_word = Wire(act_count)
         s.next_act_shift = Wire(shift_sum)
-
-        # Constants as wires: rows that i positions of all chains hold, and chain length i + 1
-        s.rows_before = [Wire(row_bits) for _ in range(max(2, chain_rows))]
-        s.length_at = [Wire(length_bits) for _ in range(max(2, chain_rows))]
-        for i in range(max(2, chain_rows)):
-            s.rows_before[i] //= min(i * chains, rows)
-            s.length_at[i] //= min(i + 1, chain_rows)
 
         # Components: addresses in the rings
         s.next_code_base = RingAddRTL(code_words)
@@ -350,11 +341,7 @@ class SequencerRTL(Component):
                 s.rows_here @= s.cmd.last_rows
             s.length @= chain_rows
             if s.last_subtile:
-                s.length @= s.last_length
-            s.given_length @= 1
-            for i in range(chain_rows):
-                if s.command.msg.last_rows > s.rows_before[i]:
-                    s.given_length @= s.length_at[i]
+                s.length @= s.cmd.last_length
             s.command.rdy @= ~s.running
 
         @update
@@ -466,7 +453,6 @@ class SequencerRTL(Component):
                 s.act_word <<= 0
             elif ~s.running:
                 s.cmd <<= s.command.msg
-                s.last_length <<= s.given_length
                 s.tile_left <<= s.command.msg.out_tiles
                 s.group_left <<= s.command.msg.groups
                 s.subtile_left <<= s.command.msg.subtiles

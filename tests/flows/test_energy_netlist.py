@@ -51,7 +51,7 @@ def mapped() -> MappedCore:
 def netlist(mapped: MappedCore, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Verilog of the netlist that the blocks' cells are counted in, module by module."""
     expected = expectations(TINY)
-    multipliers = Multipliers.parse("all", GENERIC, max(expected.lane_widths), expected.scale_multipliers)
+    multipliers = Multipliers.parse("all", GENERIC, expected.lane_bits, expected.scale_multipliers)
     folder = tmp_path_factory.mktemp("netlist")
     blocks = map_blocks(core_design(TINY), GENERIC, multipliers, mapped.yosys, Deadline(), 120.0)
     (folder / "design.sv").write_bytes((blocks.folder / "design.sv").read_bytes())

@@ -91,6 +91,19 @@ def unsigned_product(a_bits: int, b_bits: int) -> Block:
     )
 
 
+def low_part(a_bits: int, luts: int | None = None) -> Block:
+    """A lane's multiplier by the lower two bits of a weight, as the generator's translation writes it."""
+    bits = a_bits + 2
+    return Block(
+        f"low_{a_bits}",
+        {"a": f"[{a_bits - 1}:0] @", "b": "[1:0] @"},
+        bits,
+        f"{{{{2{{a[{a_bits - 1}]}}}}, a}} * {{{a_bits}'d0, b}}",
+        lambda ports: signed(ports["a"], a_bits) * ports["b"],
+        luts,
+    )
+
+
 def multiplexer(inputs: int, luts: int | None, rising: bool = True, bits: int = 8) -> Block:
     """One of several words, in an array whose first word is its lowest or its highest."""
     select = max(1, (inputs - 1).bit_length())
@@ -131,6 +144,9 @@ COUNTED = [
     product(8, 5, 42),
     product(4, 8, 32),
     product_of_bits(8, 5, 42),
+    low_part(8, 10),
+    product_of_bits(8, 3, 22),
+    product_of_bits(8, 2, 10),
     product(4, 4),
     product(16, 5),
     product(5, 7),
@@ -148,7 +164,9 @@ COUNTED = [
 WIDTHS = [
     *(product(*widths) for a in range(4, 17) for b in (4, 5) for widths in {(a, b), (b, a)}),
     *(product_of_bits(*widths) for a in range(4, 17) for b in (4, 5) for widths in {(a, b), (b, a)}),
-    *(unsigned_product(a, b) for a in (4, 7) for b in (3, 4, 5)),
+    *(product_of_bits(a, b) for a in (4, 7, 16) for b in (2, 3)),
+    *(low_part(a) for a in (4, 7, 16)),
+    *(unsigned_product(a, b) for a in (4, 7) for b in (2, 3, 4, 5)),
     *(multiplexer(n, None, rising, bits) for n in (2, 4, 5, 8, 16) for rising in (True, False) for bits in (1, 4, 16)),
     *(total(values, bits, None) for values in (2, 3, 4, 8) for bits in (4, 9, 20)),
 ]

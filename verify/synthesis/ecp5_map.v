@@ -1,7 +1,7 @@
 // Rules that map what a core is made of to ECP5's slices, ahead of the general ones, which take two to four times the
 // LUTs: a lane's multiplier 149 instead of 30, a multiplexer of 16 inputs 21 a bit instead of 8.
 
-// Signed multipliers by 4 or 5 bits. A LUT of a carry chain has four inputs, so it adds two partial products a bit.
+// Multipliers by 2 to 5 bits, signed, and unsigned ones by 2. A LUT of a carry chain has four inputs, so it adds two partial products a bit.
 (* techmap_celltype = "$mul" *)
 module narrow_mul (A, B, Y);
   parameter A_SIGNED = 0; parameter B_SIGNED = 0;
@@ -13,8 +13,24 @@ module narrow_mul (A, B, Y);
   if (A_WIDTH < B_WIDTH) begin
     \$mul #(.A_SIGNED(B_SIGNED), .B_SIGNED(A_SIGNED), .A_WIDTH(B_WIDTH), .B_WIDTH(A_WIDTH), .Y_WIDTH(Y_WIDTH))
       _TECHMAP_REPLACE_ (.A(B), .B(A), .Y(Y));
-  end else if (!A_SIGNED || !B_SIGNED || B_WIDTH < 4 || B_WIDTH > 5) begin
+  end else if (!A_SIGNED && !B_SIGNED && B_WIDTH == 2) begin
+    localparam P = Y_WIDTH < A_WIDTH + 2 ? Y_WIDTH : A_WIDTH + 2;
+    wire [P-1:0] product;
+    \$__rows #(.A_WIDTH(A_WIDTH + 1), .P(P), .SUBTRACT(0)) rows_only (.A({1'b0, A}), .B(B), .Y(product));
+    assign Y = product;
+  end else if (!A_SIGNED || !B_SIGNED || B_WIDTH < 2 || B_WIDTH > 5) begin
     wire _TECHMAP_FAIL_ = 1;
+  end else if (B_WIDTH < 4) begin
+    localparam P = A_WIDTH + 2;
+    wire [P-1:0] low;
+    \$__rows #(.A_WIDTH(A_WIDTH), .SUBTRACT(B_WIDTH == 2)) rows_low (.A(A), .B(B[1:0]), .Y(low));
+    if (B_WIDTH == 2) assign Y = $signed(low);
+    else begin
+      wire [P:0] total;
+      assign total[1:0] = low[1:0];
+      \$__minus_row #(.A_WIDTH(A_WIDTH), .X_WIDTH(A_WIDTH)) last (.A(A), .B(B[2]), .X(low[P-1:2]), .Y(total[P:2]));
+      assign Y = $signed(total);
+    end
   end else begin
     localparam P = A_WIDTH + 2;
     localparam W = A_WIDTH + B_WIDTH;
@@ -35,14 +51,13 @@ module narrow_mul (A, B, Y);
   endgenerate
 endmodule
 
-// A * B[0] + 2 * A * B[1], or minus it; A signed
+// The lowest P bits of A * B[0] + 2 * A * B[1], or of A * B[0] - 2 * A * B[1]; A signed
 (* techmap_celltype = "$__rows" *)
 module rows (A, B, Y);
-  parameter A_WIDTH = 8; parameter SUBTRACT = 0;
-  localparam P = A_WIDTH + 2;
+  parameter A_WIDTH = 8; parameter P = A_WIDTH + 2; parameter SUBTRACT = 0;
   localparam N = (P + 1) / 2;
   input [A_WIDTH-1:0] A; input [1:0] B; output [P-1:0] Y;
-  wire [2*N-1:0] first = {{(2*N-A_WIDTH){A[A_WIDTH-1]}}, A};
+  wire [2*N-1:0] first = $signed(A);
   wire [2*N-1:0] second = {first[2*N-2:0], 1'b0};
   wire [2*N-1:0] sum;
   wire [N:0] carry;

@@ -40,14 +40,19 @@ class ConstantBits:
 class Expectations:
     """What the guards compare a netlist with."""
 
-    #: Multipliers of all lanes, and the widths of their operands.
+    #: Multipliers of all lanes, and the widths of the operands of each of a lane's.
     lane_multipliers: int
-    lane_widths: tuple[int, int]
+    lane_widths: tuple[tuple[int, int], ...]
     #: Multipliers of all scale units, and the widths of their operands.
     scale_multipliers: int
     scale_widths: tuple[int, int]
     memories: tuple[ExpectedMemory, ...] = ()
     constants: tuple[ConstantBits, ...] = ()
+
+    @property
+    def lane_bits(self) -> int:
+        """Widest operand of a lane's multipliers."""
+        return max(map(max, self.lane_widths))
 
     def may_be_constant(self, path: str) -> bool:
         """Whether a bit is constant by design."""
@@ -57,8 +62,8 @@ class Expectations:
 def expectations(config: CoreConfig) -> Expectations:
     """Return what the netlist of a core must have."""
     return Expectations(
-        lane_multipliers=config.rows * config.columns * config.lanes,
-        lane_widths=(config.act_bits, config.weight_bits),
+        lane_multipliers=config.rows * config.columns * config.lanes * len(config.multiplier_widths),
+        lane_widths=config.multiplier_widths,
         scale_multipliers=config.columns * config.drain_chains,
         scale_widths=(config.partial_bits, config.scale_bits),
         memories=tuple(_memories(config)),

@@ -212,7 +212,7 @@ def _multipliers(design: Design, cells: list[Cell], expected: Expectations) -> l
         if cell.type != "$mul":
             continue
         widths = sorted((cell.number("A_WIDTH"), cell.number("B_WIDTH")))
-        if _fits(widths, expected.lane_widths):
+        if any(_fits(widths, lane) for lane in expected.lane_widths):
             lanes += 1
         else:
             scales += 1
@@ -220,16 +220,16 @@ def _multipliers(design: Design, cells: list[Cell], expected: Expectations) -> l
                 net = _net(cell.ports["Y"].strip("{ ").partition(" ")[0])
                 what = (
                     f"A multiplier of {cell.number('A_WIDTH')} × {cell.number('B_WIDTH')} bits feeds {net}; a lane "
-                    f"needs {_times(expected.lane_widths)} and a scale unit {_times(expected.scale_widths)}."
+                    f"needs {_lane(expected)} and a scale unit {_times(expected.scale_widths)}."
                 )
                 findings.append(Finding("multiplier width", _place(design, net, cell.line), what))
     for name, found, needed, operands in (
-        ("lanes", lanes, expected.lane_multipliers, expected.lane_widths),
-        ("scale units", scales, expected.scale_multipliers, expected.scale_widths),
+        ("of the lanes", lanes, expected.lane_multipliers, _lane(expected)),
+        ("of the scale units", scales, expected.scale_multipliers, _times(expected.scale_widths)),
     ):
         if found < needed:
             what = (
-                f"The {needed} {name} need a multiplier of {_times(operands)} bits each, but the netlist has {found}."
+                f"There are {needed} multipliers {name} to be found, of {operands} bits, but the netlist has {found}."
             )
             findings.append(Finding("multiplier count", design.top, what))
     return findings
@@ -238,6 +238,10 @@ def _multipliers(design: Design, cells: list[Cell], expected: Expectations) -> l
 def _fits(widths: list[int], needed: tuple[int, int]) -> bool:
     low, high = sorted(needed)
     return widths[0] <= low and widths[1] <= high
+
+
+def _lane(expected: Expectations) -> str:
+    return " and ".join(map(_times, expected.lane_widths))
 
 
 def _times(widths: tuple[int, int]) -> str:
