@@ -103,27 +103,20 @@ class MultiplierRTL(Component):
 
         if config.has_register("parts"):
             low_bits = config.act_bits + LOW_BITS
-            high_bits = config.act_bits + weight_bits - LOW_BITS
+            high_bits = product_bits - LOW_BITS
             s.low = Wire(low_bits)
             s.high = Wire(high_bits)
             s.low_weight = Wire(LOW_BITS)
             s.high_weight = Wire(weight_bits - LOW_BITS)
-            s.high_moved = Wire(high_bits + LOW_BITS)
+            s.high_moved = Wire(product_bits)
             s.low_weight //= s.weight[0:LOW_BITS]
             s.high_weight //= s.weight[LOW_BITS:weight_bits]
-            s.high_moved[LOW_BITS : high_bits + LOW_BITS] //= s.high
+            s.high_moved[LOW_BITS:product_bits] //= s.high
             s.high_moved[0:LOW_BITS] //= 0
-            if high_bits + LOW_BITS > product_bits:
 
-                @update
-                def up_sum_cut():
-                    s.product @= sext(s.low, product_bits) + s.high_moved[0:product_bits]
-
-            else:
-
-                @update
-                def up_sum():
-                    s.product @= sext(s.low, product_bits) + sext(s.high_moved, product_bits)
+            @update
+            def up_sum():
+                s.product @= sext(s.low, product_bits) + s.high_moved
 
             @update_ff
             def ff_parts():

@@ -27,8 +27,9 @@ CORES["~s.value_margin["] = "core_configs(rows=2, columns=1, lanes=1, window=6)"
 # These keep every result and only take other cycles.
 CYCLE_MUTANTS = [
     ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= s.length"),
-    ("writer/ResultWriterRTL.py", "s.credits <<= queue_words", "s.credits <<= queue_words - 2"),
+    ("writer/ResultWriterRTL.py", "s.credits <<= words", "s.credits <<= words - 2"),
     ("unpacker/UnpackerRTL.py", "s.header_free <<= header_slots", "s.header_free <<= 2"),
+    ("unpacker/UnpackerRTL.py", "PulseRTL(config.tile_delay - 1)", "PulseRTL(1)"),
 ]
 # Of the cycle level, which RTL has to give away.
 CL_MUTANTS = [
@@ -41,10 +42,12 @@ CL_MUTANTS = [
     ("act_buffer/ActBufferCL.py", "s.now + 3 + s.registers, words", "s.now + 4 + s.registers, words"),
     ("act_buffer/ActBufferCL.py", "s.room = s.busy and (s.started or", "s.room = s.busy and (True or"),
     ("column/ColumnCL.py", "s.registers + steps.length + 5", "s.registers + steps.length + 4"),
-    ("writer/ResultWriterCL.py", "s.credits = QUEUE_WORDS", "s.credits = QUEUE_WORDS - 2"),
+    ("writer/ResultWriterCL.py", "s.credits = queue_words(s.config)", "s.credits = queue_words(s.config) - 2"),
     ("writer/ResultWriterCL.py", "s.half_free.post(s.now + 1)", "s.half_free.post(s.now + 2)"),
     ("core/CoreCL.py", "QUEUE_COMMANDS = 2", "QUEUE_COMMANDS = 1"),
 ]
+# Rows beyond the first copy's get everything a cycle later.
+LATER_COPIES = "copy.in_ //= s.earlier.out[0] if copy is s.copy[0] else s.copy[0].out"
 MUTANTS = [
     ("pe/PERTL.py", "s.acc_next @= s.acc + s.total", "s.acc_next @= s.total"),
     ("pe/PERTL.py", "if s.val & s.last:", "if s.last:"),
@@ -62,14 +65,22 @@ MUTANTS = [
     ("unpacker/UnpackerRTL.py", "~s.value_margin[value_sign]", "(s.value_free != 0)"),
     ("unpacker/UnpackerRTL.py", "s.header_part << 1", "s.header_part"),
     ("act_buffer/ActBufferRTL.py", "~s.margin[sign]", "(s.free != 0)"),
-    ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= 0"),
+    ("sequencer/SequencerRTL.py", "s.draining_next @= s.length != 1", "s.draining_next @= 0"),
+    ("sequencer/SequencerRTL.py", "& s.has_half_next", "& ~s.reset"),
+    ("sequencer/SequencerRTL.py", "& s.has_tile_next", "& ~s.reset"),
     ("sequencer/SequencerRTL.py", "elif ~s.has_half:", "elif s.reset:"),
-    ("sequencer/SequencerRTL.py", "elif ~s.has_tile:", "elif s.reset:"),
     ("sequencer/SequencerRTL.py", "s.half <<= ~s.half", "s.half <<= s.half"),
     ("sequencer/SequencerRTL.py", "s.place[lane] - s.cmd.back[0:position_nbits]", "s.place[lane] + s.cmd.turn"),
     ("column/ColumnRTL.py", "HoldRTL(config.scale_bits, 1, config.lane_registers)", "HoldRTL(config.scale_bits, 1, 0)"),
     ("writer/ResultWriterRTL.py", " & (s.credits != 0)", ""),
-    ("writer/ResultWriterRTL.py", "if s.subtile_left == 2:", "if s.subtile_left == 1:"),
+    ("writer/ResultWriterRTL.py", "if s.subtile_left == two_subtiles:", "if s.last_subtile:"),
+    # Registers on long ways: columns that are not a cycle apart, copies that differ, and delays that others forget.
+    ("unpacker/UnpackerRTL.py", "HoldRTL(slice_bits, 1, (c + 1) * moving)", "HoldRTL(slice_bits, 1, moving)"),
+    ("unpacker/UnpackerRTL.py", "s.write_at[c] <<= s.write_at[c - 1]", "s.write_at[c] <<= s.present_write"),
+    ("delay/DelayRTL.py", "copy.in_ //= s.earlier.out[0]", LATER_COPIES),
+    ("core/CoreRTL.py", 'reading + config.has_register("window"), copies', "reading, copies"),
+    ("act_buffer/ActBufferRTL.py", "PulseRTL(config.block_delay - 1)", "PulseRTL(1)"),
+    ("config.py", 'return 2 + 2 * self.has_register("results")', 'return 2 + self.has_register("results")'),
     *CYCLE_MUTANTS,
 ]
 
