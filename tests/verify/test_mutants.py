@@ -20,10 +20,19 @@ PACKAGE = Path(accel.__file__).parent
 ROOT = PACKAGE.parent
 
 # (file, what stands there, what the mutant has instead). Nearly all show within a few random cases on random cores;
-# the hunts for two of them are on cores where what they break happens often: groups of one step on one row need
-# forwarding, and one lane leaves the unpacker far ahead, with full rings.
-CORES = {"if s.forward:": "core_configs(rows=1, columns=2, lanes=4, window=4)"}
-CORES["~s.value_margin["] = "core_configs(rows=2, columns=1, lanes=1, window=6)"
+# the hunts for some of them are on cores where what they break happens often.
+CORES = {
+    # Groups of one step on one row need forwarding.
+    "if s.forward:": "core_configs(rows=1, columns=1, lanes=4, window=4)",
+    # One lane leaves the unpacker far ahead, with full rings.
+    "~s.value_margin[": 'st.just(load_preset("tiny").replace(columns=1, lanes=1, patterns=("1:1",), codes=()))',
+    # Two lanes take three weights a block: a lane goes on by another block in every other step.
+    "s.cmd.back[": 'st.just(load_preset("tiny").replace(columns=1, patterns=("3:4",), codes=("rank",)))',
+    # Groups that are shorter than a chain.
+    "s.draining_next @= s.length": "core_configs(rows=4, columns=1, lanes=4, window=4)",
+    # Steps wait for tiles: activations of one row come soon.
+    "PulseRTL(config.tile_delay": "core_configs(rows=1, columns=2, lanes=2, window=6)",
+}
 # These keep every result and only take other cycles.
 CYCLE_MUTANTS = [
     ("sequencer/SequencerRTL.py", "s.drain_timer <<= s.length - 1", "s.drain_timer <<= s.length"),
@@ -61,7 +70,7 @@ MUTANTS = [
     ("column_feeder/ColumnFeederRTL.py", "if s.step_decode.lane_val[lane]:", "if s.val_decode:"),
     ("row_feeder/RowFeederRTL.py", "if s.swapped:", "if s.swapped & s.shift[0]:"),
     ("row_feeder/RowFeederRTL.py", "min(i + step, inputs - 1)", "min(i + 1, inputs - 1)"),
-    ("ram/RamRTL.py", "if s.row == last:", "if s.row == last - 1:"),
+    ("ram/RamRTL.py", "if s.row == last:", "if (s.row == last) & s.reset:"),
     ("unpacker/UnpackerRTL.py", "~s.value_margin[value_sign]", "(s.value_free != 0)"),
     ("unpacker/UnpackerRTL.py", "s.header_part << 1", "s.header_part"),
     ("act_buffer/ActBufferRTL.py", "~s.margin[sign]", "(s.free != 0)"),
