@@ -38,6 +38,7 @@ class WalkBench(Component):
         s.issue = InPort()
         s.command = InPort(Command.nbits)
         s.last = OutPort()
+        s.last_after = OutPort()
         s.lane_val = OutPort(config.lanes)
         s.offsets = OutPort(config.lanes * position_bits(config))
         s.places = OutPort(config.lanes * position_bits(config))
@@ -51,7 +52,17 @@ class WalkBench(Component):
         s.walk.issue //= s.issue
         s.walk.cmd //= s.cmd
         s.walk.given //= s.cmd
-        for name in ("last", "lane_val", "offsets", "places", "shifts", "nonzeros", "advance", "code_advance"):
+        for name in (
+            "last",
+            "last_after",
+            "lane_val",
+            "offsets",
+            "places",
+            "shifts",
+            "nonzeros",
+            "advance",
+            "code_advance",
+        ):
             getattr(s.walk, name).__ifloordiv__(getattr(s, name))
         low = 0
         # The first field is the highest.
@@ -68,6 +79,11 @@ def check_steps(config: CoreConfig, pins: object) -> None:
         word = pins.read(name)
         return [word >> lane * bits & ((1 << bits) - 1) for lane in range(count)]
 
+    def tick() -> None:
+        after = pins.read("last_after")
+        pins.tick()
+        assert pins.read("last") == after, "a cycle before, it must be known"
+
     for pattern in config.all_patterns:
         if pattern.is_dense and pattern.m > 1:
             continue  # runs as 1:1
@@ -80,13 +96,13 @@ def check_steps(config: CoreConfig, pins: object) -> None:
                 layout = layout_for(config, pattern, 1, group, group, code=code)
                 message = mk_command_msg(config)(**commands_for(config, layout, 1)[0].fields())
                 pins.drive(start=1, issue=0, command=int(message.to_bits()))
-                pins.tick()
+                tick()
                 pins.drive(start=0)
                 for number, step in enumerate([*steps, *steps]):
                     # A step stays as it is until it is taken.
                     while chance.random() < 0.3:
                         pins.drive(issue=0)
-                        pins.tick()
+                        tick()
                     pins.drive(issue=1)
                     count = step.count
                     numbers = range(step.first, step.first + count)
@@ -108,7 +124,7 @@ def check_steps(config: CoreConfig, pins: object) -> None:
                     if not last:
                         assert pins.read("nonzeros") == count
                         assert pins.read("code_advance") == passed
-                    pins.tick()
+                    tick()
 
 
 CORES = {
