@@ -102,8 +102,8 @@ def test_a_number_out_of_range_is_refused(field: str, low: int, high: int, chang
         *(
             (
                 {"registers": given},
-                "registers must name each of some of read, multiplexer, multiplier, adders, scale, weights, acts, "
-                f"window, results once, but {list(given)} was given.",
+                "registers must name each of some of read, multiplexer, parts, multiplier, adders, scale, weights, "
+                f"acts, window, results once, but {list(given)} was given.",
             )
             for given in (("scale", "scale"), ("read", "write"), (1,), ("",))
         ),
@@ -188,7 +188,7 @@ def test_the_ends_of_every_range_are_accepted() -> None:
     )
     assert large.acc_bits <= 64, "a result lane holds any accumulator"
     assert TINY.replace(window=32, codes=("bitmask",), slice_bytes=8).m_max == 32
-    assert TINY.replace(registers=REGISTERS, decode_registers=8).result_registers == 13
+    assert TINY.replace(registers=REGISTERS, decode_registers=8).result_registers == 14
     assert TINY.replace(window=16, patterns=("3:8",), codes=("rank",)).m_max == 8
     assert TINY.replace(patterns=["1:1"], codes=[]).patterns == ("1:1",)
 
@@ -455,7 +455,7 @@ def test_the_reach_of_patterns_worked_out_by_hand() -> None:
 
 @given(core_configs())
 def test_registers_count_what_is_asked_for(config: CoreConfig) -> None:
-    in_lanes = len({"multiplexer", "multiplier", "adders"} & set(config.registers))
+    in_lanes = len({"multiplexer", "parts", "multiplier", "adders"} & set(config.registers))
     assert config.lane_registers == in_lanes
     # Reads of activations wait for weights to be decoded, less what windows take on their way.
     assert config.window_registers == config.decode_registers - ("window" in config.registers)

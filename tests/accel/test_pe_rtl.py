@@ -12,7 +12,7 @@ from pymtl3 import Component, InPort, OutPort
 
 from accel import CoreConfig, load_preset
 from accel.core.CoreMsg import index_bits
-from accel.pe.PERTL import PERTL
+from accel.pe.PERTL import PERTL, MultiplierRTL
 from accel.scale_unit.ScaleUnitRTL import ScaleUnitRTL
 
 TINY = load_preset("tiny")
@@ -64,7 +64,7 @@ class Model:
     """
 
     def __init__(self, config: CoreConfig) -> None:
-        registers = [place in config.registers for place in ("multiplexer", "multiplier", "adders")]
+        registers = [place in config.registers for place in ("multiplexer", "parts", "multiplier", "adders")]
         self.reach = config.lane_reach
         self.window = [0] * config.window
         self.acc = self.drain = 0
@@ -93,7 +93,7 @@ class Model:
 
 
 REGISTERS = ("multiplexer", "multiplier", "adders", "scale")
-ALL = {"registers": REGISTERS}
+ALL = {"registers": (*REGISTERS, "parts")}
 WIDE = TINY.replace(lanes=4, slice_bytes=4)
 CONFIGS = {
     "tiny": TINY,
@@ -109,6 +109,9 @@ CONFIGS = {
     "two_of_four": WIDE.replace(patterns=("2:4",), lanes=3, registers=("multiplexer",)),
     "dense": WIDE.replace(patterns=("1:1",), codes=(), registers=("multiplier", "adders")),
     "five_reached": WIDE.replace(patterns=("1:1", "2:4", "4:8"), **ALL),
+    "parts": TINY.replace(registers=("parts",)),
+    "symmetric_parts": TINY.replace(asymmetric=False, registers=("multiplexer", "parts")),
+    "parts_and_multiplier": TINY.replace(act_bits=16, registers=("parts", "multiplier")),
 }
 for count in range(len(REGISTERS) + 1):
     for places in combinations(REGISTERS, count):
@@ -167,6 +170,24 @@ def test_groups_of_random_and_extreme_steps(name: str, level: str, open_pins: Ca
         assert signed(pins.read("chain_out"), config.partial_bits) == model.drain
         assert signed(pins.read("scaled"), config.scaled_bits) == model.scaled[0]
         assert pins.read("window_out") == packed(model.window, config.act_bits)
+
+
+@pytest.mark.parametrize("registers", [(), ("parts",)], ids=["one", "parts"])
+@pytest.mark.parametrize(("act_bits", "asymmetric"), [(4, False), (4, True), (8, True), (16, False), (16, True)])
+def test_every_product(act_bits: int, asymmetric: bool, registers: tuple[str, ...], open_pins: Callable) -> None:
+    """With a register between its parts, a multiplier gives the product one cycle later."""
+    config = TINY.replace(act_bits=act_bits, asymmetric=asymmetric, registers=registers)
+    pins = open_pins(MultiplierRTL(config), f"Multiplier_{act_bits}_{asymmetric}_{len(registers)}", "python")
+    low, high = config.act_range
+    acts = {*range(low, high + 1, max(1, 1 << act_bits >> 6)), low + 1, -1, 1, high}
+    pairs = list(product(sorted(acts), range(-15, 16) if asymmetric else range(-8, 8)))
+    random.Random(act_bits).shuffle(pairs)
+    for act, weight in pairs:
+        pins.drive(act=act % (1 << act_bits), weight=weight % (1 << config.weight_bits))
+        if registers:
+            pins.tick()
+            pins.drive(act=~act % (1 << act_bits), weight=~weight % (1 << config.weight_bits))
+        assert signed(pins.read("product"), config.product_bits) == act * weight
 
 
 @pytest.mark.parametrize("act_bits", [4, 8, 16])

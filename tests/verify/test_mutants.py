@@ -60,7 +60,8 @@ LATER_COPIES = "copy.in_ //= s.earlier.out[0] if copy is s.copy[0] else s.copy[0
 MUTANTS = [
     ("pe/PERTL.py", "s.acc_next @= s.acc + s.total", "s.acc_next @= s.total"),
     ("pe/PERTL.py", "if s.val & s.last:", "if s.last:"),
-    ("pe/PERTL.py", "sext(weight, product_bits)", "zext(weight, product_bits)"),
+    ("pe/PERTL.py", "sext(s.weight, product_bits)", "zext(s.weight, product_bits)"),
+    ("pe/PERTL.py", "sext(s.high_weight, high_bits)", "zext(s.high_weight, high_bits)"),
     ("scale_unit/ScaleUnitRTL.py", "sext(s.scale, scaled_bits)", "zext(s.scale, scaled_bits)"),
     ("accumulator/AccumulatorRTL.py", "            if s.forward:", "            if s.forward & s.reset:"),
     ("accumulator/AccumulatorRTL.py", "if s.add.first:", "if s.add.first & s.reset:"),
