@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import ceil
+from collections import Counter
+from math import ceil, comb
 
 import pytest
 from hypothesis import given, reject
@@ -96,19 +97,26 @@ def test_commands_cover_all_tokens_and_say_the_sizes(config: CoreConfig, data: s
     if pattern.is_dense:
         pattern = NMPattern(1, 1)  # all dense patterns are one
     assert sum((c.subtiles - 1) * config.rows + c.last_rows for c in commands) == tokens
+    code_bits = {
+        "none": 0,
+        "index": len(f"{pattern.m - 1:b}"),
+        "bitmask": pattern.m,
+        "rank": len(f"{comb(pattern.m, pattern.n) - 1:b}"),
+    }[code]
     row_words = ceil(layout.group * layout.groups / config.window)
     for command in commands:
         assert 1 <= command.last_rows <= config.rows
         assert 1 <= command.subtiles <= config.subtiles
         assert command.block_words <= config.act_words
         fields = command.fields()
-        check_walk(config, pattern, layout.group, code, command.code_bits, {name: fields.pop(name) for name in WALK})
+        check_walk(config, pattern, layout.group, code, code_bits, {name: fields.pop(name) for name in WALK})
         assert fields == {
             "n": pattern.n,
             "m": pattern.m,
             "code": CODE_IDS[code],
-            "code_bits": command.code_bits,
-            "code_mask": 2**command.code_bits - 1,
+            # Partials of the last subtile's tokens on the longest chain: a row is on the chain of its remainder.
+            "last_length": max(Counter(row % config.drain_chains for row in range(command.last_rows)).values()),
+            "code_mask": 2**code_bits - 1,
             "asymmetric": 0,
             "slots": layout.group // pattern.m * pattern.n,
             "code_bytes": layout.code_bytes,
@@ -124,7 +132,7 @@ def test_commands_cover_all_tokens_and_say_the_sizes(config: CoreConfig, data: s
             "wide": command.wide,
         }
         per_block = {"index": pattern.n}.get(code, 1)
-        assert command.code_bytes == ceil(layout.group // pattern.m * per_block * command.code_bits / 8)
+        assert command.code_bytes == ceil(layout.group // pattern.m * per_block * code_bits / 8)
     for command in commands[:-1]:
         assert command.last_rows == config.rows
         assert command.subtiles == commands[0].subtiles
