@@ -204,6 +204,7 @@ def _run(
         "design": without_comments(design.text),
         "script": text,
         "files": dict(target.files),
+        "output_registers": [dataclasses.asdict(block) for block in target.output_registers],
         "yosys": [yosys.version, yosys.origin],
     }
 
