@@ -479,11 +479,6 @@ class CoreConfig:
         return 2 + self.has_register("weights")
 
     @property
-    def block_delay(self) -> int:
-        """Cycles from the last word of a token block to the first in which a step may use it."""
-        return 2 + self.has_register("acts")
-
-    @property
     def read_delay(self) -> int:
         """Cycles from the read of a result to the first in which its word may leave."""
         return 2 + 2 * self.has_register("results")

@@ -6,8 +6,8 @@ one in which the core accepts the first command. The rules of the core, in cycle
 
 * A unit whose command was accepted in cycle a works from a + 2 on, and takes its next one two cycles after
   its last item. A command is accepted when all four units have room for it in their queues of two.
-* Activations: one word a cycle, or when they arrive; `CoreConfig.block_delay` cycles after the last one the block is
-  usable. Its room in the buffer is free again 4 + `CoreConfig.window_registers` cycles after its last step was issued.
+* Activations: one word a cycle, or when they arrive; 2 cycles after the last one the block is usable. Its room in
+  the buffer is free again 4 + `CoreConfig.window_registers` cycles after its last step was issued.
 * Weights: one beat a cycle, and a beat that needs a new word waits for it; a tile starts when its predecessor
   has ended and the buffer has room, which a tile gives back C + 2 cycles after its last step was issued (it has
   passed all columns by then); a tile is usable `CoreConfig.tile_delay` cycles after its last beat.
@@ -342,7 +342,7 @@ class _Walk:
             t.port[i] = self._read_from(i, issue) + words * self.act_ticks
             loaded = self._cycle(t.port[i]) + self.memory.latency
         t.loader[i, 2] = loaded + 1
-        t.acts_ready[i] = loaded + config.block_delay
+        t.acts_ready[i] = loaded + 2
         t.unpacked[i] = np.maximum(t.unpacked[i], unpack_from - 1)
         t.next_step[i] = step_from
         t.write_from[i] = write_from

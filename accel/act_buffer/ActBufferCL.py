@@ -84,12 +84,12 @@ class ActLoaderCL(Component):
             s.finish_block()
 
     def finish_block(s):
-        """The block is usable `CoreConfig.block_delay` cycles after its last word."""
+        """The block is usable two cycles after its last word."""
         layout = command_layout(s.config, s.cmd, s.cmd.groups)
         acts = read_activations(s.config, layout, command_tokens(s.config, s.cmd), bytes(s.image))
         by_group = acts[:, : layout.k_padded].T.reshape(layout.groups, layout.group, -1)
         s.block.post(s.now + 1, (np.ascontiguousarray(by_group), s.cmd.block_words))
-        s.block_ready.post(s.now + s.config.block_delay - 1)
+        s.block_ready.post(s.now + 1)
         s.image.clear()
         s.busy = False
 

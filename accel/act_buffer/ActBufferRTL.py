@@ -10,7 +10,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff,
 
 from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg, subtile_bits
-from accel.delay.DelayRTL import FanoutRTL, PulseRTL
+from accel.delay.DelayRTL import FanoutRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 from accel.ram.RamRTL import PairAddressRTL, RamRTL
 from accel.ram.RingAddRTL import RingAddRTL
@@ -44,7 +44,7 @@ class ActLoaderRTL(Component):
         s.beat = OutPort(beat_bits)  # which act_ports rows the word is for
         s.waddr = OutPort(addr_bits)
         s.data = [OutPort(config.act_port_bits) for _ in range(ports)]
-        s.block_ready = OutPort()  # the write in this cycle completes a token block
+        s.block_ready = OutPort()  # the write in this cycle, or the next, completes a token block
         s.freed_words = InPort(count)  # 0 when no block is freed
 
         # State and wires
@@ -73,9 +73,6 @@ class ActLoaderRTL(Component):
         s.single_of_given = Wire()
 
         # Components
-        s.ready = PulseRTL(config.block_delay - 1)
-        s.ready.in_ //= s.block_end
-        s.ready.out //= s.block_ready
         s.address = RingAddRTL(words)
         s.address.base //= s.base
         s.address.step //= s.word
@@ -167,8 +164,10 @@ class ActLoaderRTL(Component):
                 s.data[port] <<= s.acts.msg[port]
             if s.reset:
                 s.wen <<= 0
+                s.block_ready <<= 0
             else:
                 s.wen <<= s.take
+                s.block_ready <<= s.block_end
 
     def line_trace(s):
         return f"a{'*' if s.take else '#' if s.busy else '.'}"

@@ -42,16 +42,17 @@ class CountersRTL(Component):
         s.active = InPort()
         s.cause = InPort(3)
         s.count = [OutPort(COUNTER_BITS) for _ in range(causes)]  # of all cycles before the last one
-        s.hit = [Wire() for _ in range(causes)]
+        s.was_active = Wire()
+        s.last_cause = Wire(3)
 
         @update_ff
         def ff_count():
+            s.was_active <<= s.active & ~s.reset
+            s.last_cause <<= s.cause
             for i in range(causes):
-                s.hit[i] <<= s.active & (s.cause == i)
                 if s.reset:
-                    s.hit[i] <<= 0
                     s.count[i] <<= 0
-                elif s.hit[i]:
+                elif s.was_active & (s.last_cause == i):
                     s.count[i] <<= s.count[i] + 1
 
 

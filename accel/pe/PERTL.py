@@ -57,6 +57,17 @@ class MultiplexerRTL(Component):
 
         if inputs == 1:
             s.out //= s.in_[0]
+        elif inputs == 1 << select_bits:
+            # An array's first word is the highest of the vector that yosys makes of it, so an index is turned round
+            # there, in a LUT ahead of all words. Turned round twice, it is not.
+            s.turned = [Wire(nbits) for _ in range(inputs)]
+            for i in range(inputs):
+                s.turned[i] //= s.in_[inputs - 1 - i]
+
+            @update
+            def up_select_turned():
+                s.out @= s.turned[~s.index[0:select_bits]]
+
         else:
 
             @update

@@ -21,7 +21,8 @@ IDLE, HEADER, CODES, VALUES = range(4)
 class GearboxRTL(Component):
     """One column's gearbox: a slice of held bytes, the held ones first, is topped up by the incoming slice.
 
-    What it gives is registered, and so is the write that comes with it.
+    What it gives is registered, and so is the write that comes with it. With a register in the place "weights", there
+    is another one where the incoming slice is in its place.
     """
 
     def construct(s, config: CoreConfig):
@@ -29,6 +30,7 @@ class GearboxRTL(Component):
         Beat, Write = mk_beat_msg(config), mk_write_msg(config)
         bits = config.slice_bits
         pair = 2 * bits
+        placing = config.has_register("weights")
 
         # Interface
         s.incoming = InPort(bits)
@@ -42,21 +44,32 @@ class GearboxRTL(Component):
         s.joined = Wire(pair)
         s.rest = Wire(pair)
 
+        # Components: the slice in its place above the held bytes, and what goes on with it
+        s.placed = HoldRTL(pair, 1, placing)
+        s.present = HoldRTL(Beat, 1, placing)
+        s.present_write = HoldRTL(Write, 1, placing)
+        s.present.in_[0] //= s.beat
+        s.present_write.in_[0] //= s.write
+
+        @update
+        def up_place():
+            s.placed.in_[0] @= 0
+            if s.beat.top_up:
+                s.placed.in_[0] @= zext(s.incoming, pair) << (zext(s.beat.held_bytes, pair) << 3)
+
         @update
         def up_join():
             # Bytes of `held` beyond `held_bytes` are zero, so joining is an OR.
-            s.joined @= zext(s.held, pair)
-            if s.beat.top_up:
-                s.joined @= zext(s.held, pair) | (zext(s.incoming, pair) << (zext(s.beat.held_bytes, pair) << 3))
-            s.rest @= s.joined >> (zext(s.beat.take_bytes, pair) << 3)
+            s.joined @= zext(s.held, pair) | s.placed.out[0]
+            s.rest @= s.joined >> (zext(s.present.out[0].take_bytes, pair) << 3)
 
         @update_ff
         def ff_held():
             s.data <<= s.joined[0:bits]
-            s.write_out <<= s.write
-            if s.reset | s.beat.clear:
+            s.write_out <<= s.present_write.out[0]
+            if s.reset | s.present.out[0].clear:
                 s.held <<= 0
-            elif s.beat.take:
+            elif s.present.out[0].take:
                 s.held <<= s.rest[0:bits]
 
 
@@ -101,7 +114,7 @@ class UnpackerRTL(Component):
         s.weights = VectorRecvIfcRTL(mk_bits(slice_bits), columns)
         s.data = [OutPort(slice_bits) for _ in range(columns)]
         s.write = [OutPort(Write) for _ in range(columns)]
-        s.tile_ready = OutPort()  # the write in this cycle completes a tile in column 0
+        s.tile_ready = OutPort()  # the write in this cycle, or the next one, completes a tile in column 0
         s.tile_freed = InPort()
         s.freed_code_words = InPort(code_count)  # 0 when none is freed
         s.freed_value_words = InPort(value_count)

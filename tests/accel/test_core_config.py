@@ -462,7 +462,6 @@ def test_registers_count_what_is_asked_for(config: CoreConfig) -> None:
     assert config.sum_registers == in_lanes + ("read" in config.registers) + config.decode_registers
     assert config.result_registers == config.sum_registers + ("scale" in config.registers)
     assert config.tile_delay == (3 if "weights" in config.registers else 2)
-    assert config.block_delay == (3 if "acts" in config.registers else 2)
     # A register before the accumulators are read, and one after.
     assert config.read_delay == (4 if "results" in config.registers else 2)
     for place in REGISTERS:

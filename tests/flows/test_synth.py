@@ -218,7 +218,7 @@ def test_what_a_guard_finds_is_an_exit_code(
     document = nimble_json("synth", "--preset", "tiny", "--no-route", exit_code=1)
     assert document["guards"]["multiplier count"]["findings"] == 1
     [finding] = document["findings"]
-    assert finding["what"] == "The 9 lanes need a multiplier of 8 × 5 bits each, but the netlist has 1."
+    assert finding["what"] == "There are 9 multipliers of the lanes to be found, of 8 × 5 bits, but the netlist has 1."
     result = nimble("synth", "--preset", "tiny", "--no-route")
     assert result.exit_code == 1
     assert "Guards found 1: 1 of multiplier count" in result.stdout

@@ -91,7 +91,6 @@ MUTANTS = [
     ("unpacker/UnpackerRTL.py", "s.write_at[c] <<= s.write_at[c - 1]", "s.write_at[c] <<= s.present_write"),
     ("delay/DelayRTL.py", "copy.in_ //= s.earlier.out[0]", LATER_COPIES),
     ("core/CoreRTL.py", 'reading + config.has_register("window"), copies', "reading, copies"),
-    ("act_buffer/ActBufferRTL.py", "PulseRTL(config.block_delay - 1)", "PulseRTL(1)"),
     ("config.py", 'return 2 + 2 * self.has_register("results")', 'return 2 + self.has_register("results")'),
     *CYCLE_MUTANTS,
 ]

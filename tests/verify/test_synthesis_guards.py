@@ -28,7 +28,7 @@ LONG = pytest.mark.skipif(
 )
 
 #: Of a design without multipliers.
-NOTHING = Expectations(0, (8, 5), 0, (17, 8))
+NOTHING = Expectations(0, ((8, 5),), 0, (17, 8))
 
 SOUND = """
 module adder(input logic [3:0] a, input logic [3:0] b, output logic [3:0] sum);
@@ -138,7 +138,7 @@ def test_a_broken_design(line: str, broken: str, guard: str, says: list[str], yo
 
 def test_constants_that_the_configuration_explains(yosys: SynthesisTool) -> None:
     broken = SOUND.replace("q <= sum;", "q <= {2'b00, sum[1:0]};")
-    explained = Expectations(0, (8, 5), 0, (17, 8), constants=(ConstantBits(r"q\[3\]", "As an example."),))
+    explained = Expectations(0, ((8, 5),), 0, (17, 8), constants=(ConstantBits(r"q\[3\]", "As an example."),))
     assert [finding.what for finding in found_in(broken, yosys, explained)] == ["The register q[2] is always 0."]
 
 
@@ -185,7 +185,7 @@ def test_memories_that_should_be_block_ram(line: str, broken: str, says: str | N
     target = TARGETS["ecp5"]
     mapped = map_flat(design, target, Multipliers(), yosys, Deadline())
     memories = (ExpectedMemory("bank[1].words", 512, 32), ExpectedMemory("bank[1].small", 64, 4))
-    expected = Expectations(0, (8, 5), 0, (17, 8), memories=memories)
+    expected = Expectations(0, ((8, 5),), 0, (17, 8), memories=memories)
     findings = check_memories(inspect(design, yosys, Deadline()), mapped.log, target, expected)
     # Found without being told of it, too.
     assert check_memories(inspect(design, yosys, Deadline()), mapped.log, target, NOTHING) == findings
@@ -207,7 +207,7 @@ def test_memories_that_should_be_block_ram(line: str, broken: str, says: str | N
 )
 def test_a_memory_of_single_registers(log: str, kind: str, yosys: SynthesisTool) -> None:
     design = Design(SOUND, "top")
-    expected = Expectations(0, (8, 5), 0, (17, 8), memories=(ExpectedMemory("bank[0].words", 128, 32),))
+    expected = Expectations(0, ((8, 5),), 0, (17, 8), memories=(ExpectedMemory("bank[0].words", 128, 32),))
     inspection = inspect(design, yosys, Deadline())
     [finding] = check_memories(inspection, log, TARGETS["ecp5"], expected)
     assert finding.what == f"A memory of 128 words of 32 bits was mapped to {kind}, not to block RAM."
