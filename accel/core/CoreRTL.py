@@ -21,7 +21,8 @@ from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_read_msg, mk_ste
 from accel.delay.DelayRTL import DelayRTL, FanoutRTL, HoldRTL
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
 from accel.row_feeder.RowFeederRTL import RowFeederRTL
-from accel.sequencer.SequencerRTL import DrainSequencerRTL, SequencerRTL
+from accel.sequencer.DrainSequencerRTL import DrainSequencerRTL
+from accel.sequencer.SequencerRTL import SequencerRTL
 from accel.unpacker.UnpackerRTL import UnpackerRTL
 from accel.writer.ResultWriterRTL import ResultWriterRTL
 

@@ -13,7 +13,7 @@ from accel.command import commands_for
 from accel.config import count_bits
 from accel.core.CoreMsg import mk_command_msg, position_bits
 from accel.schedule import schedule
-from accel.sequencer.SequencerRTL import StepWalkRTL
+from accel.sequencer.StepWalkRTL import StepWalkRTL
 from accel.stream import layout_for
 from quant import NMPattern
 

@@ -82,7 +82,7 @@ MUTANTS = [
     ("sequencer/SequencerRTL.py", "& s.has_tile_next", "& ~s.reset"),
     ("sequencer/SequencerRTL.py", "elif ~s.has_half:", "elif s.reset:"),
     ("sequencer/SequencerRTL.py", "s.half <<= ~s.half", "s.half <<= s.half"),
-    ("sequencer/SequencerRTL.py", "s.place[lane] - s.cmd.back[0:position_nbits]", "s.place[lane] + s.cmd.turn"),
+    ("sequencer/StepWalkRTL.py", "s.place[lane] - s.cmd.back[0:position_nbits]", "s.place[lane] + s.cmd.turn"),
     ("column/ColumnRTL.py", "HoldRTL(config.scale_bits, 1, config.lane_registers)", "HoldRTL(config.scale_bits, 1, 0)"),
     ("writer/ResultWriterRTL.py", " & (s.credits != 0)", ""),
     ("writer/ResultWriterRTL.py", "if s.subtile_left == two_subtiles:", "if s.last_subtile:"),
