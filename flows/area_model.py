@@ -62,7 +62,7 @@ class Area:
 class Placing:
     """How many of a core's multipliers are in multiplier blocks."""
 
-    #: Multipliers of scale units, and of lanes.
+    #: Multipliers of scale units, and of lanes, which have one or two each.
     scale: int
     lanes: int
 
@@ -77,7 +77,8 @@ class Placing:
         """
         if choice not in ("all", "scale", "none"):
             raise ValueError(f"Multiplier blocks are for all, scale or none, but {choice!r} was given.")
-        scale, lanes = config.columns * config.drain_chains, config.rows * config.columns * config.lanes
+        scale = config.columns * config.drain_chains
+        lanes = config.rows * config.columns * config.lanes * len(config.multiplier_widths)
         return cls(0 if choice == "none" else scale, lanes if choice == "all" else 0)
 
     @classmethod
@@ -148,7 +149,7 @@ def memory_luts(config: CoreConfig) -> int:
 
 def _processing_element(config: CoreConfig, placing: Placing, memory: Mapping[str, Sequence[float]]) -> Any:
     count = config.rows * config.columns
-    soft = config.lanes - placing.lanes / count
+    soft = config.lanes - placing.lanes / count / len(config.multiplier_widths)
     return count, (
         sum(high - low for low, high in config.lane_reach) * config.act_bits,
         soft * config.act_bits * config.weight_bits,
