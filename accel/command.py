@@ -36,6 +36,8 @@ class Command:
     first_code: int
     step_advance: int
     step_code: int
+    carry_advance: int
+    carry_code: int
     block_code: int
     turn: int
     back: int
@@ -150,6 +152,7 @@ def _walk(config: CoreConfig, pattern: NMPattern, group: int, code: str) -> dict
     first = advance(steps[0])
     last_of_round = advance(end)
     repeated = round_last > 0  # else no step is within a round
+    carries = repeated and lanes % n > 0
     return {
         "steps": len(steps),
         "last_lanes": (1 << last.count) - 1,
@@ -163,6 +166,8 @@ def _walk(config: CoreConfig, pattern: NMPattern, group: int, code: str) -> dict
         "first_code": first[1],
         "step_advance": lanes // n * m if repeated else 0,
         "step_code": bits * (lanes if code == "index" else lanes // n) if repeated else 0,
+        "carry_advance": (lanes // n + 1) * m if carries else 0,
+        "carry_code": bits * (lanes if code == "index" else lanes // n + 1) if carries else 0,
         "block_code": 0 if code == "index" else bits,
         "turn": lanes % n,
         "back": n - lanes % n,

@@ -12,7 +12,7 @@ from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg, subtile_bits
 from accel.delay.DelayRTL import FanoutRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
-from accel.ram.RamRTL import PairAddressRTL, RamRTL
+from accel.ram.RamRTL import EvenAddressRTL, RamRTL
 from accel.ram.RingAddRTL import RingAddRTL
 
 
@@ -199,7 +199,7 @@ class ActBufferRTL(Component):
         s.wen_odd = [Wire() for _ in range(beats)]
 
         # Components: what goes to all rows
-        s.address = PairAddressRTL(words)
+        s.address = EvenAddressRTL(words)
         s.raddr_even = FanoutRTL(count_bits(half - 1), 1, copies)
         s.raddr_odd = FanoutRTL(count_bits(half - 1), 1, copies)
         s.write_addr = FanoutRTL(addr_bits, writing, copies)
@@ -214,7 +214,10 @@ class ActBufferRTL(Component):
         # Connections
         s.address.addr //= s.raddr
         s.raddr_even.in_ //= s.address.even
-        s.raddr_odd.in_ //= s.address.odd
+        if half > 1:
+            s.raddr_odd.in_ //= s.raddr[1:addr_bits]
+        else:
+            s.raddr_odd.in_ //= 0
         s.write_addr.in_ //= s.waddr
         for port in range(ports):
             s.write_data[port].in_ //= s.data[port]
@@ -245,4 +248,4 @@ class ActBufferRTL(Component):
 
         @update_ff
         def ff_swapped():
-            s.swapped <<= s.address.swap
+            s.swapped <<= s.raddr[0]

@@ -84,7 +84,9 @@ class ColumnRTL(Component):
         s.buffer.write //= s.write
         s.buffer.header_raddr //= s.step.header
         s.buffer.code_raddr //= s.step.code_addr
+        s.buffer.code_even //= s.step.code_even
         s.buffer.value_raddr //= s.step.value_addr
+        s.buffer.value_even //= s.step.value_even
         s.buffer.header //= s.feeder.header
         s.buffer.code_low //= s.feeder.code_low
         s.buffer.code_high //= s.feeder.code_high

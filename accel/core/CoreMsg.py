@@ -73,6 +73,8 @@ def mk_command_msg(config: CoreConfig):
             "first_code": shift + 1,
             "step_advance": count_bits(config.window),  # of a step in which lane 0 stays within the next block
             "step_code": shift + 1,
+            "carry_advance": count_bits(config.window),  # of one in which it goes on by a block more
+            "carry_code": shift + 1,
             "block_code": shift + 1,  # code bits of one block more; 0 for index codes
             "turn": position,  # kept weights that a lane moves on by within its block: lanes modulo n
             "back": count_bits(config.window),  # n less that, which it goes back by when it passes the block's end
@@ -116,8 +118,10 @@ def mk_step_msg(config: CoreConfig):
             "asymmetric": 1,
             "header": count_bits(config.header_slots - 1),  # slot of scale and zero point
             "code_addr": count_bits(config.code_words - 1),  # code ring: slice, and bit in it
+            "code_even": count_bits(config.code_words // 2 - 1),  # what the even bank reads, see EvenAddressRTL
             "code_bit": count_bits(config.slice_bits - 1),
             "value_addr": count_bits(config.value_words - 1),  # value ring: slice, and nibble in it
+            "value_even": count_bits(config.value_words // 2 - 1),
             "value_nibble": count_bits(2 * config.slice_bytes - 1),
             "code_words": count_bits(config.code_words),  # slices that tile_last frees
             "value_words": count_bits(config.value_words),

@@ -71,10 +71,10 @@ class RamColumnRTL(Component):
                 s.words[s.waddr] <<= s.wdata
 
 
-class PairAddressRTL(Component):
-    """Bank addresses that read the words ``addr`` and ``addr + 1`` of a ring of ``words`` (even) in one cycle.
+class EvenAddressRTL(Component):
+    """Address in the even bank when the words ``addr`` and ``addr + 1`` of a ring of ``words`` (even) are read at once.
 
-    Even words lie in one bank, odd words in the other; ``swap`` says that the word at ``addr`` is in the odd bank.
+    Even words lie in one bank and odd words in the other, whose address is that of the ring without its lowest bit.
     """
 
     def construct(s, words):
@@ -87,8 +87,6 @@ class PairAddressRTL(Component):
         # Interface
         s.addr = InPort(bits)
         s.even = OutPort(bank_bits)
-        s.odd = OutPort(bank_bits)
-        s.swap = OutPort()
 
         # Wires
         s.row = Wire(bank_bits)
@@ -96,13 +94,11 @@ class PairAddressRTL(Component):
             s.row //= s.addr[1:bits]
         else:
             s.row //= 0
-        s.swap //= s.addr[0]
-        s.odd //= s.row
 
         @update
         def up_even():
             s.even @= s.row
-            if s.swap:
+            if s.addr[0]:
                 if s.row == last:
                     s.even @= 0
                 else:
@@ -112,7 +108,8 @@ class PairAddressRTL(Component):
 class PairRamRTL(Component):
     """Ring of ``words`` words, read two neighbouring words at a time: ``low`` at ``raddr``, ``high`` after it.
 
-    They come one cycle after the address, and ``registers`` more: those are next to the memories.
+    They come one cycle after the address, and ``registers`` more: those are next to the memories. Whoever gives the
+    address also says what the even bank reads (`EvenAddressRTL`).
     """
 
     def construct(s, nbits, words, registers=0):
@@ -122,6 +119,7 @@ class PairRamRTL(Component):
 
         # Interface
         s.raddr = InPort(bits)
+        s.even_raddr = InPort(count_bits(half - 1))
         s.low = OutPort(nbits)
         s.high = OutPort(nbits)
         s.wen = InPort()
@@ -134,7 +132,6 @@ class PairRamRTL(Component):
         s.wen_odd = Wire()
 
         # Components
-        s.address = PairAddressRTL(words)
         s.even = RamRTL(nbits, half)
         s.odd = RamRTL(nbits, half)
         s.read = HoldRTL(nbits, 2, registers)
@@ -144,17 +141,17 @@ class PairRamRTL(Component):
         s.read.in_[0] //= s.even.rdata
         s.read.in_[1] //= s.odd.rdata
         s.swap.in_[0] //= s.swapped
-        s.address.addr //= s.raddr
-        s.even.raddr //= s.address.even
-        s.odd.raddr //= s.address.odd
+        s.even.raddr //= s.even_raddr
         s.even.wen //= s.wen_even
         s.odd.wen //= s.wen_odd
         s.even.wdata //= s.wdata
         s.odd.wdata //= s.wdata
         if half > 1:
+            s.odd.raddr //= s.raddr[1:bits]
             s.even.waddr //= s.waddr[1:bits]
             s.odd.waddr //= s.waddr[1:bits]
         else:
+            s.odd.raddr //= 0
             s.even.waddr //= 0
             s.odd.waddr //= 0
 
@@ -165,7 +162,7 @@ class PairRamRTL(Component):
 
         @update_ff
         def ff_swap():
-            s.swapped <<= s.address.swap
+            s.swapped <<= s.raddr[0]
 
         @update
         def up_pair():

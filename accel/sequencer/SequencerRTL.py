@@ -25,6 +25,7 @@ from accel.core.CoreMsg import (
     subtile_bits,
 )
 from accel.interfaces import RecvIfcRTL
+from accel.ram.RamRTL import EvenAddressRTL
 from accel.ram.RingAddRTL import RingAddRTL
 from accel.sequencer.StepWalkRTL import StepWalkRTL
 
@@ -154,6 +155,12 @@ class SequencerRTL(Component):
         s.act_address.base //= s.row_base
         s.act_address.step //= s.act_word
 
+        # Components: what even banks of the weight buffers read
+        s.code_even = EvenAddressRTL(code_words)
+        s.code_even.addr //= s.code_ptr
+        s.value_even = EvenAddressRTL(value_words)
+        s.value_even.addr //= s.value_ptr
+
         # Components: the step's lanes
         s.walk = StepWalkRTL(config)
         s.walk.start //= s.command.rdy
@@ -235,8 +242,10 @@ class SequencerRTL(Component):
             s.step_next.asymmetric @= s.cmd.asymmetric
             s.step_next.header @= s.header
             s.step_next.code_addr @= s.code_ptr
+            s.step_next.code_even @= s.code_even.even
             s.step_next.code_bit @= s.code_bit
             s.step_next.value_addr @= s.value_ptr
+            s.step_next.value_even @= s.value_even.even
             s.step_next.value_nibble @= s.value_nibble
             s.step_next.code_words @= s.cmd.code_words
             s.step_next.value_words @= s.cmd.value_words

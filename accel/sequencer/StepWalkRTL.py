@@ -131,7 +131,7 @@ class StepWalkRTL(Component):
                 elif s.next_round_last:
                     s.advance <<= s.cmd.round_advance
                 elif s.carry_next:
-                    s.advance <<= s.cmd.step_advance + s.cmd.m
+                    s.advance <<= s.cmd.carry_advance
                 else:
                     s.advance <<= s.cmd.step_advance
 
@@ -151,7 +151,7 @@ class StepWalkRTL(Component):
                 if s.next_round_last:
                     s.code_advance <<= s.cmd.round_code
                 elif s.carry_next:
-                    s.code_advance <<= s.cmd.step_code + s.cmd.block_code
+                    s.code_advance <<= s.cmd.carry_code
                 else:
                     s.code_advance <<= s.cmd.step_code
 

@@ -31,7 +31,9 @@ class WeightBufferRTL(Component):
         s.write = InPort(mk_write_msg(config))
         s.header_raddr = InPort(header_addr_bits)
         s.code_raddr = InPort(code_addr_bits)
+        s.code_even = InPort(count_bits(config.code_words // 2 - 1))
         s.value_raddr = InPort(value_addr_bits)
+        s.value_even = InPort(count_bits(config.value_words // 2 - 1))
         s.header = OutPort(header_bits)
         s.code_low = OutPort(slice_bits)
         s.code_high = OutPort(slice_bits)
@@ -44,12 +46,14 @@ class WeightBufferRTL(Component):
 
         # Connections
         s.codes.raddr //= s.code_raddr
+        s.codes.even_raddr //= s.code_even
         s.codes.wen //= s.write.code_wen
         s.codes.waddr //= s.write.code_addr
         s.codes.wdata //= s.data
         s.codes.low //= s.code_low
         s.codes.high //= s.code_high
         s.values.raddr //= s.value_raddr
+        s.values.even_raddr //= s.value_even
         s.values.wen //= s.write.value_wen
         s.values.waddr //= s.write.value_addr
         s.values.wdata //= s.data

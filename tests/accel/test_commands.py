@@ -26,7 +26,7 @@ def test_code_numbers_are_those_that_the_decoders_know() -> None:
 WALK = [
     *("steps", "last_lanes", "last_advance", "round_steps", "round_lanes", "round_nonzeros", "round_advance"),
     *("round_code", "first_advance", "first_code", "step_advance", "step_code", "block_code", "turn", "back"),
-    *("overs", "places", "offsets", "shifts"),
+    *("carry_advance", "carry_code", "overs", "places", "offsets", "shifts"),
 ]
 
 
@@ -77,7 +77,8 @@ def check_walk(
             in_round = 0
         elif at < len(kept):
             passes = places[0] + walk["turn"] >= n
-            assert (here - start) * m == walk["step_advance"] + m * passes
+            taken_on = (walk["carry_advance"], walk["carry_code"]) if passes else (walk["step_advance"], walk["step_code"])
+            assert ((here - start) * m, bits) == taken_on
             assert bits == walk["step_code"] + walk["block_code"] * passes
             places = [p - walk["back"] if p + walk["turn"] >= n else p + walk["turn"] for p in places]
     assert number == walk["steps"]
