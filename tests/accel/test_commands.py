@@ -77,8 +77,8 @@ def check_walk(
             in_round = 0
         elif at < len(kept):
             passes = places[0] + walk["turn"] >= n
-            taken_on = (walk["carry_advance"], walk["carry_code"]) if passes else (walk["step_advance"], walk["step_code"])
-            assert ((here - start) * m, bits) == taken_on
+            kind = "carry" if passes else "step"
+            assert ((here - start) * m, bits) == (walk[f"{kind}_advance"], walk[f"{kind}_code"])
             assert bits == walk["step_code"] + walk["block_code"] * passes
             places = [p - walk["back"] if p + walk["turn"] >= n else p + walk["turn"] for p in places]
     assert number == walk["steps"]
