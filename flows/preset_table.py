@@ -111,7 +111,7 @@ def preset_row(name: str, config: CoreConfig, choices: Choices, bar: ProgressBar
     capacity = CAPACITIES[choices.device] if target.devices else None
     expected = expectations(config)
     wanted = expected.lane_multipliers + expected.scale_multipliers
-    dsp = "all" if capacity is None or wanted <= capacity.dsp else str(capacity.dsp)
+    dsp = "all" if capacity is None or wanted <= capacity.dsp else "scale"
     bar.describe(f"Mapping the blocks of {name}")
     yosys = find_yosys()
     sums = _blocks(config, target, dsp, yosys, choices)
@@ -189,7 +189,7 @@ def _heading(rows: Sequence[Row], choices: Choices) -> str:
             f", device {choices.device}, speed grade {choices.speed}, seeds {seeds}; nextpnr works towards "
             f"{choices.goal_mhz:g} MHz, which is no limit, and no port is on a pin"
         )
-    return f"{'; '.join(tools.values())}; {where}. Multiplier blocks: all multipliers, or as many as there are blocks."
+    return f"{'; '.join(tools.values())}; {where}. Multiplier blocks: all multipliers, or the scale units' alone."
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
@@ -227,8 +227,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     if any(row.fmax_mhz is None for row in rows):
         notes.insert(
             0,
-            "¹ Sum of the blocks, each mapped by itself: up to a tenth more than mapped as one, and with all lanes' "
-            "multipliers of LUTs where there are too few blocks for all.",
+            "¹ Sum of the blocks, each mapped by itself: up to a tenth more than mapped as one.",
         )
     notes += [f"{row.name}: guards found {row.findings}." for row in rows if row.findings]
     return ["", *(f"{note}  " for note in notes)] if notes else []
