@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 #: Words and bits of the block RAM's shapes, with one write and one read port (Lattice FPGA-TN-02204).
 _BLOCK_RAM_SHAPES = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
 
-#: yosys takes distributed memory, cells of 16 words of 4 bits, up to so many cells in place of a block RAM; found by
-#: mapping memories of 4 to 2048 words of 8 to 256 bits with yosys 0.70.
-_CELLS_PER_BLOCK_RAM = 24
+#: yosys takes block RAM, or distributed memory in cells of 16 words of 4 bits, whichever costs less: so much a block,
+#: so much a cell, and so much a bit for each way of a multiplexer behind cells but the first. Fits 38 memories of 4 to
+#: 2048 words of 8 to 256 bits, mapped by yosys 0.70.
+_BLOCK_RAM_COST, _CELL_COST, _WAY_COST = 128, 4, 0.5
 
 #: LUTs of a cell of distributed memory.
 _CELL_LUTS = 6
@@ -115,7 +116,8 @@ def memory_area(words: int, width: int) -> tuple[int, int, int]:
     blocks = min(math.ceil(words / deep) * math.ceil(width / wide) for deep, wide in _BLOCK_RAM_SHAPES)
     ways = math.ceil(words / 16)
     cells = ways * math.ceil(width / 4)
-    return (blocks, 0, 0) if cells > _CELLS_PER_BLOCK_RAM * blocks else (0, cells, ways)
+    distributed = _CELL_COST * cells + _WAY_COST * (ways - 1) * width
+    return (blocks, 0, 0) if distributed >= _BLOCK_RAM_COST * blocks else (0, cells, ways)
 
 
 # -- blocks and the terms of their size ----------------------------------------------------------------------
