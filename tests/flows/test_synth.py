@@ -135,7 +135,7 @@ endmodule
 """
     monkeypatch.setattr(flow, "core_verilog", lambda config: text)
     monkeypatch.setattr(flow, "module_name", lambda block, config: "core")
-    monkeypatch.setattr(flow, "expectations", lambda config: Expectations(1, (8, 5), 0, (17, 8)))
+    monkeypatch.setattr(flow, "expectations", lambda config: Expectations(1, ((8, 5),), 0, (17, 8)))
 
 
 def test_place_and_route(nimble: Any, nimble_json: Any, stand_in: None, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_what_a_guard_finds_is_an_exit_code(
     nimble: Any, nimble_json: Any, stand_in: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The configuration promises lanes that the netlist does not have."""
-    monkeypatch.setattr(flow, "expectations", lambda config: Expectations(9, (8, 5), 0, (17, 8)))
+    monkeypatch.setattr(flow, "expectations", lambda config: Expectations(9, ((8, 5),), 0, (17, 8)))
     document = nimble_json("synth", "--preset", "tiny", "--no-route", exit_code=1)
     assert document["guards"]["multiplier count"]["findings"] == 1
     [finding] = document["findings"]
