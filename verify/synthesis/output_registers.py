@@ -36,7 +36,7 @@ FLIP_FLOP = "TRELLIS_FF"
 def move_registers(module: dict[str, Any], blocks: tuple[OutputRegister, ...]) -> int:
     """Move registers into the blocks of a mapped module, in place; returns how many flip-flops are gone.
 
-    Only where every output of a block that is used feeds one flip-flop and nothing else, and these have the block's
+    A block that yosys has named itself takes the name of one of them. Only where every output of a block that is used feeds one flip-flop and nothing else, and these have the block's
     clock, no enable and no reset.
 
     Parameters
@@ -46,7 +46,7 @@ def move_registers(module: dict[str, Any], blocks: tuple[OutputRegister, ...]) -
     cells = module["cells"]
     readers = _readers(module)
     gone = 0
-    for cell in list(cells.values()):
+    for block_name, cell in list(cells.items()):
         for block in blocks:
             if cell["type"] != block.cell:
                 continue
@@ -62,6 +62,8 @@ def move_registers(module: dict[str, Any], blocks: tuple[OutputRegister, ...]) -
             for port, value in {block.clock: clock, **{p: [v] for p, v in block.constants.items()}}.items():
                 cell["connections"][port] = value
                 cell["port_directions"][port] = "input"
+            if block_name.startswith("$"):
+                cells[found[0][1]] = cells.pop(block_name)
             gone += len(found)
     return gone
 
