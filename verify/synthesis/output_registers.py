@@ -36,8 +36,8 @@ FLIP_FLOP = "TRELLIS_FF"
 def move_registers(module: dict[str, Any], blocks: tuple[OutputRegister, ...]) -> int:
     """Move registers into the blocks of a mapped module, in place; returns how many flip-flops are gone.
 
-    A block that yosys has named itself takes the name of one of them. Only where every output of a block that is used feeds one flip-flop and nothing else, and these have the block's
-    clock, no enable and no reset.
+    Only where every output of a block that is used feeds one flip-flop and nothing else, and these have the block's
+    clock, no enable and no reset. A block that yosys has named itself takes the name of one of them.
 
     Parameters
     ----------
