@@ -245,7 +245,7 @@ def test_the_tiny_core_is_sound(yosys: SynthesisTool) -> None:
     ("line", "broken", "guard", "says"),
     [
         # The lanes of all four PEs multiply by one bit of the weight.
-        (r"(\* \{ \{ \d+ \{ )(\w+)(\[4\] \} \}, )\w+( \})", r"\1\2\3\2 & 5'b00001\4", "multiplier count", "There are 8"),
+        (r"(\* \{ \{ \d+ \{ )(\w+)(\[4\] \} \}, )\w+( \})", r"\1\2\3\2 & 5'b00001\4", "multiplier count", "8 multipl"),
         # The accumulator takes its own value instead of the sum.
         (r"acc <= acc_next;", "acc <= acc;", "constant", "column[0].pe[0].acc"),
         (r"drain <= chain_in;", "drain <= {chain_in[16:1], 1'b0} & drain | drain;", None, ""),
