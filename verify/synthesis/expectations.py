@@ -110,6 +110,12 @@ def _constants(config: CoreConfig) -> list[ConstantBits]:
         found.append(
             _bits("sequencer.step", codes[reached:], f"Lane {lane}'s code comes after at most {lane} others of a step.")
         )
+    pair = "A ring of two words has one in each bank, and no address."
+    for words, address in ((config.code_words, "code_even"), (config.value_words, "value_even")):
+        if words == 2:
+            found.append(_bits("sequencer.step", step[address], pair))
+    if config.act_words == 2:
+        found.append(ConstantBits(r"acts_buffer\.(raddr_even|raddr_odd|write_addr)\..*", pair))
     if config.slice_bytes == 1:
         reason = "A beat of one byte takes one byte, the last one too."
         found += [_bits(f"unpacker.{name}", range(2), reason) for name in ("section_last", "take_bytes")]
