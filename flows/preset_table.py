@@ -225,10 +225,7 @@ def _numbers(values: Sequence[float | None]) -> str:
 def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [f"{row.name}: {row.reason}" for row in rows if row.reason]
     if any(row.fmax_mhz is None for row in rows):
-        notes.insert(
-            0,
-            "¹ Sum of the blocks, each mapped by itself: up to a tenth more than mapped as one.",
-        )
+        notes.insert(0, "¹ Sum of the blocks, each mapped by itself: up to a tenth more than mapped as one.")
     notes += [f"{row.name}: guards found {row.findings}." for row in rows if row.findings]
     return ["", *(f"{note}  " for note in notes)] if notes else []
 

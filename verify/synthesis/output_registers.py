@@ -7,7 +7,7 @@ with its output register (nextpnr's figures); so what comes next is a wire from 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +100,7 @@ def _flip_flops(
         if not name or to not in ("DI", "M") or not _plain(cells[name]):
             return []
         found.append((port, name))
-    clocks = Counter(cells[name]["connections"]["CLK"][0] for _, name in found)
+    clocks = {cells[name]["connections"]["CLK"][0] for _, name in found}
     return found if len(clocks) == 1 else []
 
 
