@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from math import gcd
+from operator import and_, or_
 from pathlib import Path
 from typing import Any
 
 from accel.codes import CODES, code_bits, codes_for
-from accel.schedule import blocks_in_step, lane_reach
+from accel.schedule import blocks_in_step, lane_reach, step_shapes
 from quant import NMPattern
 
 if sys.version_info >= (3, 11):
@@ -60,6 +62,11 @@ def count_bits(largest: int) -> int:
 def two_in(nbits: int) -> int:
     """2 as a number of so many bits, for a count that is compared with it: 0, which no running count is, in one bit."""
     return 2 % (1 << nbits)
+
+
+def three_in(nbits: int) -> int:
+    """3 in the same way."""
+    return 3 if nbits > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -416,6 +423,45 @@ class CoreConfig:
         """Width of the widest code field: of a block (rank, bitmask) or of a nonzero (index)."""
         return self._code_needs[2]
 
+    @cached_property
+    def lane_shifts(self) -> tuple[tuple[int, int], ...]:
+        """Bits that are 1 in some, and in all, of a lane's distances into the code window, over patterns and codes."""
+        reach: list[set[int]] = [set() for _ in range(self.lanes)]
+        for pattern, code, bits in self._coded:
+            for within, count in step_shapes(pattern, self.group_max, self.lanes, self.window):
+                for lane in range(count):
+                    reach[lane].add(bits * (lane if code == "index" else (within + lane) // pattern.n))
+        # A lane that no pattern uses may look anywhere, so nowhere.
+        return tuple((reduce(or_, lane, 0), reduce(and_, lane)) if lane else (0, 0) for lane in reach)
+
+    @cached_property
+    def code_alignment(self) -> int:
+        """Bits of block codes that every step but a group's last one is over a multiple of, a power of two."""
+        advances = [
+            bits * (count if code == "index" else (within + count) // pattern.n)
+            for pattern, code, bits in self._coded
+            for within, count in step_shapes(pattern, self.group_max, self.lanes, self.window)[:-1]
+        ]
+        return _power_of_two(gcd(self.slice_bits, *advances))
+
+    @cached_property
+    def value_alignment(self) -> int:
+        """Values that every step but a group's last one takes a multiple of, a power of two."""
+        counts = [
+            count
+            for pattern in self.all_patterns
+            for _, count in step_shapes(pattern, self.group_max, self.lanes, self.window)[:-1]
+        ]
+        return _power_of_two(gcd(2 * self.slice_bytes, *counts))
+
+    @property
+    def _coded(self) -> Iterator[tuple[NMPattern, str, int]]:
+        """Each pattern with each code that its blocks may have, and the bits of that code."""
+        for pattern in self.all_patterns:
+            for code in self.codes_of(pattern):
+                if code != "none":
+                    yield pattern, code, code_bits(code, pattern)
+
     @property
     def value_bytes_max(self) -> int:
         """Most bytes of values that one column of a tile holds: group_max nibbles."""
@@ -520,6 +566,11 @@ def _product_range(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
 
 def _even(n: int) -> int:
     return n + n % 2
+
+
+def _power_of_two(n: int) -> int:
+    """The largest one that divides ``n``."""
+    return n & -n
 
 
 def preset_names() -> list[str]:

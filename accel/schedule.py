@@ -89,10 +89,8 @@ def lane_reach(pattern: NMPattern, group_max: int, lanes: int, window: int) -> l
 
     The ``place``-th kept weight of a block lies at positions ``place`` to m − n + ``place``.
     """
-    _require_fit(pattern, window)
     reach: list[tuple[int, int]] = []
-    group = group_max // pattern.m * pattern.m
-    for step in schedule(pattern, group, lanes, window):
+    for step in schedule(pattern, _longest(pattern, group_max), lanes, window):
         for lane, offset in enumerate(step.offsets):
             low = offset + (step.first + lane) % pattern.n
             high = low + pattern.m - pattern.n
@@ -102,11 +100,24 @@ def lane_reach(pattern: NMPattern, group_max: int, lanes: int, window: int) -> l
     return reach
 
 
+def step_shapes(pattern: NMPattern, group_max: int, lanes: int, window: int) -> list[tuple[int, int]]:
+    """For each step of a group of up to ``group_max``: its first nonzero's place in its block, and how many it takes.
+
+    Steps of shorter groups are the same but for their last one.
+    """
+    steps = schedule(pattern, _longest(pattern, group_max), lanes, window)
+    return [(step.first % pattern.n, step.count) for step in steps]
+
+
 def blocks_in_step(pattern: NMPattern, lanes: int, window: int) -> int:
     """Most blocks that one step touches, over all positions in a block at which it may start."""
     _require_fit(pattern, window)
     blocks = window // pattern.m
     return max((within + min(lanes, pattern.n * blocks - within) - 1) // pattern.n + 1 for within in range(pattern.n))
+
+
+def _longest(pattern: NMPattern, group_max: int) -> int:
+    return group_max // pattern.m * pattern.m
 
 
 def _require_fit(pattern: NMPattern, window: int) -> None:

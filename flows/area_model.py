@@ -173,18 +173,18 @@ def _scale_unit(config: CoreConfig, placing: Placing, memory: Mapping[str, Seque
 
 
 def _feeder(config: CoreConfig, placing: Placing, memory: Mapping[str, Sequence[float]]) -> Any:
-    stages, lanes, m_max = _log(config.slice_bits), config.lanes, config.m_max
+    lanes, m_max = config.lanes, config.m_max
     sparse = m_max > 1
     most_kept = max(pattern.n for pattern in config.all_patterns)
     return config.columns, (
-        4 * lanes * (stages - 1),
+        4 * lanes * _log(2 * config.slice_bytes // config.value_alignment),
         lanes * config.weight_bits,
         lanes * _log(config.window),
         config.slice_bits,
         # Of the codes: their shifter, and in each lane the choice of a field and the decoders.
-        sparse * config.code_window_bits * stages,
+        sparse * config.code_window_bits * _log(config.slice_bits // config.code_alignment),
         sparse * lanes * config.code_window_bits,
-        sparse * lanes * config.code_field_bits * _log(config.code_window_bits),
+        sparse * sum((some & ~always).bit_count() for some, always in config.lane_shifts) * config.code_field_bits,
         sparse * lanes * config.rank_m_max * min(most_kept, config.rank_m_max),
         sparse * lanes * (m_max * _log(m_max + 1) if "bitmask" in config.codes else 0),
         sparse * lanes,
@@ -417,9 +417,9 @@ def row_feeder_share(config: CoreConfig) -> float:
     steps = [1 << stage for stage in range((config.window - 1).bit_length())]
 
     def multiplexers(positions: int) -> int:
-        # Each stage of the shifter passes on what the later ones can reach; before all, two words are ordered.
-        shifted = sum(min(2 * config.window, positions + step - 1) for step in steps)
-        return shifted + min(2 * config.window, positions + sum(steps))
+        # Each stage of the rotator passes on what the later ones can reach; before all, a word is put together.
+        rotated = sum(min(config.window, positions + step - 1) for step in steps)
+        return rotated + min(config.window, positions + sum(steps))
 
     return multiplexers(1 + max(high for _, high in config.lane_reach)) / multiplexers(config.window)
 

@@ -20,7 +20,6 @@ from pymtl3 import Component, InPort, OutPort, Wire, concat, sext, trunc, update
 from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import (
     CODE_BITMASK,
-    CODE_INDEX,
     CODE_RANK,
     code_shift_bits,
     index_bits,
@@ -237,7 +236,7 @@ class LaneDecoderRTL(Component):
         position_nbits = position_bits(config)
         window_bits = config.code_window_bits
         field_bits = config.code_field_bits
-        rank, bitmask, index = CODE_RANK, CODE_BITMASK, CODE_INDEX
+        rank, bitmask = CODE_RANK, CODE_BITMASK
         padded = max(window_bits, field_bits, config.m_max, position_nbits)
         n_bits = count_bits(config.window)
         after_field = min(1, config.decode_registers)
@@ -277,7 +276,8 @@ class LaneDecoderRTL(Component):
                 s.field @= s.shifted[0:field_bits] & s.mask
 
         # Components: what decoders need of the field, and then the decoders
-        (place,) = _held(s, "cut_place", (position_nbits,), (s.place,), after_field)
+        if config.rank_m_max or "bitmask" in config.codes:
+            (place,) = _held(s, "cut_place", (position_nbits,), (s.place,), after_field)
         if "rank" in config.codes or "index" in config.codes:
             (field,) = _held(s, "cut_field", (field_bits,), (s.field,), after_field)
         if config.rank_m_max:
@@ -308,6 +308,7 @@ class LaneDecoderRTL(Component):
         else:
             s.by_mask //= 0
 
+        # A field of no bits is 0, which is where a dense block's weight lies.
         if "index" in config.codes:
             (field,) = _held(s, "decoded_field", (field_bits,), (field,), in_decoder)
             used = min(field_bits, position_nbits)
@@ -316,27 +317,22 @@ class LaneDecoderRTL(Component):
                 s.by_index[used:position_nbits] //= 0
         else:
             s.by_index //= 0
-        (place,) = _held(s, "decoded_place", (position_nbits,), (place,), in_decoder)
-        s.place_decoded = Wire(position_nbits)
-        s.place_decoded //= place
 
-        if config.codes:
+        if config.rank_m_max or "bitmask" in config.codes:
             (code,) = _held(s, "decoded_code", (2,), (s.code,), config.decode_registers)
             s.code_decoded = Wire(2)
             s.code_decoded //= code
 
             @update
             def up_position():
-                s.position @= s.place_decoded
+                s.position @= s.by_index
                 if s.code_decoded == rank:
                     s.position @= s.by_rank
                 elif s.code_decoded == bitmask:
                     s.position @= s.by_mask
-                elif s.code_decoded == index:
-                    s.position @= s.by_index
 
         else:
-            s.position //= s.place_decoded
+            s.position //= s.by_index
 
 
 class ColumnFeederRTL(Component):
@@ -358,6 +354,11 @@ class ColumnFeederRTL(Component):
         asymmetric = config.asymmetric
         reading, decoding = config.has_register("read"), config.decode_registers
         copies = config.row_copies
+        # Codes and values of a step start at multiples of these: the bits below them are always 0.
+        code_bit_bits, nibble_bits = count_bits(slice_bits - 1), count_bits(2 * config.slice_bytes - 1)
+        code_low = min(config.code_alignment.bit_length() - 1, code_bit_bits - 1)
+        nibble_low = min(config.value_alignment.bit_length() - 1, nibble_bits - 1)
+        value_low = nibble_low + 2
 
         # Interface: the step in the cycle in which the weight buffer answers it
         s.step_val = InPort()
@@ -386,6 +387,12 @@ class ColumnFeederRTL(Component):
         s.header_decode = Wire(header_bits)
         s.codes_shifted = Wire(pair_bits)
         s.values_shifted = Wire(pair_bits)
+        s.code_units = Wire(code_bit_bits - code_low)  # where the step's codes start
+        s.value_units = Wire(nibble_bits - nibble_low)
+        s.shift = [Wire(shift_nbits) for _ in range(lanes)]  # of each lane's code field
+        s.shift_given = [Wire(shift_nbits) for _ in range(lanes)]
+        s.shift_some = [Wire(shift_nbits) for _ in range(lanes)]  # its bits that are ever 1
+        s.shift_all = [Wire(shift_nbits) for _ in range(lanes)]  # and always
         s.offset = [Wire(position_nbits) for _ in range(lanes)]
         s.placed = [Wire(position_nbits) for _ in range(lanes)]
         s.nibble = [Wire(4) for _ in range(lanes)]
@@ -407,9 +414,14 @@ class ColumnFeederRTL(Component):
         s.decoding_step.msg //= s.step_align
         s.decoding_values.in_[0] //= s.values
         s.decoding_header.in_[0] //= s.header_align
-        for lane in range(lanes):
+        s.code_units //= s.read_step.msg_out.code_bit[code_low:code_bit_bits]
+        s.value_units //= s.read_step.msg_out.value_nibble[nibble_low:nibble_bits]
+        for lane, (some, always) in enumerate(config.lane_shifts):
+            s.shift_given[lane] //= s.step_align.shift[lane * shift_nbits : (lane + 1) * shift_nbits]
+            s.shift_some[lane] //= some
+            s.shift_all[lane] //= always
             s.decoder[lane].codes //= s.codes
-            s.decoder[lane].shift //= s.step_align.shift[lane * shift_nbits : (lane + 1) * shift_nbits]
+            s.decoder[lane].shift //= s.shift[lane]
             s.decoder[lane].code //= s.step_align.code
             s.decoder[lane].mask //= s.step_align.code_mask
             s.decoder[lane].n //= s.step_align.n
@@ -422,10 +434,13 @@ class ColumnFeederRTL(Component):
 
         @update
         def up_align():
-            s.codes_shifted @= concat(s.code_high, s.code_low) >> zext(s.read_step.msg_out.code_bit, pair_bits)
-            s.values_shifted @= concat(s.value_high, s.value_low) >> (
-                zext(s.read_step.msg_out.value_nibble, pair_bits) << 2
-            )
+            s.codes_shifted @= concat(s.code_high, s.code_low) >> (zext(s.code_units, pair_bits) << code_low)
+            s.values_shifted @= concat(s.value_high, s.value_low) >> (zext(s.value_units, pair_bits) << value_low)
+
+        @update
+        def up_shift():
+            for lane in range(lanes):
+                s.shift[lane] @= (s.shift_given[lane] & s.shift_some[lane]) | s.shift_all[lane]
 
         @update
         def up_place():

@@ -11,16 +11,17 @@ while the present one computes. AXI lives outside, in a shell.
 
 from __future__ import annotations
 
-from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff
+from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
 from accel.act_buffer.ActBufferRTL import ActBufferRTL, ActLoaderRTL
 from accel.causes import CAUSES
 from accel.column.ColumnRTL import ColumnRTL
 from accel.config import RESULT_BITS, CoreConfig, count_bits
+from accel.core.CommandQueueRTL import CommandQueueRTL
 from accel.core.CoreMsg import mk_command_msg, mk_group_msg, mk_read_msg, mk_step_msg, mk_window_msg, position_bits
 from accel.delay.DelayRTL import DelayRTL, FanoutRTL, HoldRTL
-from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
-from accel.row_feeder.RowFeederRTL import RowFeederRTL
+from accel.interfaces import RecvIfcRTL, SendIfcRTL, VectorRecvIfcRTL
+from accel.row_feeder.RowFeederRTL import BankChoiceRTL, RowFeederRTL
 from accel.sequencer.DrainSequencerRTL import DrainSequencerRTL
 from accel.sequencer.SequencerRTL import SequencerRTL
 from accel.unpacker.UnpackerRTL import UnpackerRTL
@@ -89,7 +90,8 @@ class CoreRTL(Component):
         s.counters = [OutPort(COUNTER_BITS) for _ in range(len(CAUSES))]
 
         # State and wires
-        s.outstanding = Wire(4)  # commands taken and not finished
+        s.outstanding = Wire(4)  # commands taken and not finished before the last cycle
+        s.finished = Wire()  # in the last cycle
         s.accept = Wire()
         s.all_ready = Wire()
         s.active = Wire()
@@ -103,7 +105,7 @@ class CoreRTL(Component):
         s.freed_value_words = Wire(count_bits(config.value_words))
 
         # Components
-        s.queue = [NormalQueueRTL(Command, 2) for _ in range(4)]
+        s.queue = [CommandQueueRTL(Command) for _ in range(4)]
         s.loader = ActLoaderRTL(config)
         s.acts_buffer = ActBufferRTL(config)
         s.row = [RowFeederType(config) for _ in range(rows)]
@@ -111,7 +113,8 @@ class CoreRTL(Component):
         s.sequencer = SequencerRTL(config)
         # What row feeders need with the pair of words that was read.
         s.shift = FanoutRTL(position_bits(config), reading + config.has_register("window"), copies)
-        s.swapped = FanoutRTL(1, reading, copies)
+        s.bank_choice = BankChoiceRTL(config)
+        s.from_odd = FanoutRTL(config.window, reading, copies)
         s.enable = HoldRTL(1, rows, reading)
         s.window_delay = DelayRTL(Window, WINDOW_DELAY + config.window_registers - 1)
         s.group_delay = DelayRTL(Group, PE_DELAY + config.sum_registers)
@@ -148,14 +151,16 @@ class CoreRTL(Component):
         for r in range(rows):
             s.row[r].even //= s.acts_buffer.even[r]
             s.row[r].odd //= s.acts_buffer.odd[r]
-            s.row[r].swapped //= s.swapped.out[r // fanout_rows]
+            s.row[r].from_odd //= s.from_odd.out[r // fanout_rows]
             s.row[r].shift //= s.shift.out[r // fanout_rows]
             s.row[r].enable //= s.enable.out[r]
             s.enable.in_[r] //= s.row_on[r]
             s.row[r].window //= s.column[0].window[r]
 
         s.shift.in_ //= s.window_read.shift
-        s.swapped.in_ //= s.acts_buffer.swapped
+        s.bank_choice.swapped //= s.acts_buffer.swapped
+        s.bank_choice.shift //= s.window_read.shift
+        s.from_odd.in_ //= s.bank_choice.from_odd
 
         # Connections: weights
         for c in range(columns):
@@ -214,7 +219,7 @@ class CoreRTL(Component):
         def up_accept():
             s.all_ready @= s.queue[0].recv.rdy & s.queue[1].recv.rdy & s.queue[2].recv.rdy & s.queue[3].recv.rdy
             s.accept @= s.command.val & s.all_ready
-            s.active @= s.accept | (s.outstanding != 0)
+            s.active @= s.accept | (s.outstanding > zext(s.finished, 4))
 
         @update
         def up_rows():
@@ -242,11 +247,12 @@ class CoreRTL(Component):
 
         @update_ff
         def ff_outstanding():
+            s.finished <<= s.writer.finished & ~s.reset
             if s.reset:
                 s.outstanding <<= 0
-            elif s.accept & ~s.writer.finished:
+            elif s.accept & ~s.finished:
                 s.outstanding <<= s.outstanding + 1
-            elif ~s.accept & s.writer.finished:
+            elif ~s.accept & s.finished:
                 s.outstanding <<= s.outstanding - 1
 
     def line_trace(s):

@@ -78,9 +78,10 @@ class DelayRTL(Component):
             s.val_out //= s.val
             s.msg_out //= s.msg
         else:
-            s.vals = [Wire() for _ in range(cycles)]
+            s.pulse = PulseRTL(cycles)
             s.msgs = [Wire(Type) for _ in range(cycles)]
-            s.val_out //= s.vals[cycles - 1]
+            s.pulse.in_ //= s.val
+            s.val_out //= s.pulse.out
             s.msg_out //= s.msgs[cycles - 1]
 
             @update_ff
@@ -88,13 +89,6 @@ class DelayRTL(Component):
                 s.msgs[0] <<= s.msg
                 for i in range(1, cycles):
                     s.msgs[i] <<= s.msgs[i - 1]
-                if s.reset:
-                    for i in range(cycles):
-                        s.vals[i] <<= 0
-                else:
-                    s.vals[0] <<= s.val
-                    for i in range(1, cycles):
-                        s.vals[i] <<= s.vals[i - 1]
 
 
 class PulseRTL(Component):

@@ -57,22 +57,17 @@ class MultiplexerRTL(Component):
 
         if inputs == 1:
             s.out //= s.in_[0]
-        elif inputs == 1 << select_bits:
-            # An array's first word is the highest of the vector that yosys makes of it, so an index is turned round
-            # there, in a LUT ahead of all words. Turned round twice, it is not.
-            s.turned = [Wire(nbits) for _ in range(inputs)]
-            for i in range(inputs):
-                s.turned[i] //= s.in_[inputs - 1 - i]
-
-            @update
-            def up_select_turned():
-                s.out @= s.turned[~s.index[0:select_bits]]
-
         else:
+            # An array's first word is the highest of the vector that yosys makes of it, so an index is turned round
+            # there, in a LUT ahead of all words. Turned round twice, it is not; zeros fill up a power of two.
+            words = 1 << select_bits
+            s.turned = [Wire(nbits) for _ in range(words)]
+            for i in range(words):
+                s.turned[words - 1 - i] //= s.in_[i] if i < inputs else 0
 
             @update
             def up_select():
-                s.out @= s.in_[s.index[0:select_bits]]
+                s.out @= s.turned[~s.index[0:select_bits]]
 
 
 class WindowMultiplexersRTL(Component):

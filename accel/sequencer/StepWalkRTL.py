@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff, zext
 
-from accel.config import CoreConfig, count_bits, two_in
+from accel.config import CoreConfig, count_bits, three_in, two_in
 from accel.core.CoreMsg import code_shift_bits, mk_command_msg, position_bits
 
 
@@ -27,7 +27,7 @@ class StepWalkRTL(Component):
         step_bits = count_bits(config.group_max)
         lane_bits = count_bits(lanes)
         all_lanes = (1 << lanes) - 1
-        two = two_in(step_bits)
+        two, three = two_in(step_bits), three_in(step_bits)
 
         # Interface
         s.start = InPort()  # a command is taken at the end of this cycle
@@ -48,8 +48,11 @@ class StepWalkRTL(Component):
         s.steps_left = Wire(step_bits)
         s.round_left = Wire(step_bits)
         s.round_last = Wire()
+        s.next_last = Wire()  # the step after this one is the group's last
+        s.next_round_last = Wire()
         s.place = [Wire(position_nbits) for _ in range(lanes)]
         s.over = [Wire(over_bits) for _ in range(lanes)]  # place + turn − n: not negative if the next place is past n
+        s.over_after = Wire(over_bits)  # of lane 0 in the next step
         s.offset = [Wire(position_nbits) for _ in range(lanes)]
         s.shift = [Wire(shift_nbits) for _ in range(lanes)]
 
@@ -57,13 +60,12 @@ class StepWalkRTL(Component):
         s.carry = [Wire() for _ in range(lanes)]  # the lane goes on by a block more than others
         s.over_next = [Wire(over_bits) for _ in range(lanes)]
         s.place_next = [Wire(position_nbits) for _ in range(lanes)]
+        s.first_after = [Wire(over_bits) for _ in range(2)]  # s.over_after in a round's first step
         s.carry_next = Wire()  # of lane 0, after the next step
         s.first_over = [[Wire(over_bits) for _ in range(lanes)] for _ in range(2)]
         s.first_place = [[Wire(position_nbits) for _ in range(lanes)] for _ in range(2)]  # of s.given and s.cmd
         s.first_offset = [[Wire(position_nbits) for _ in range(lanes)] for _ in range(2)]
         s.first_shift = [[Wire(shift_nbits) for _ in range(lanes)] for _ in range(2)]
-        s.next_last = Wire()
-        s.next_round_last = Wire()
 
         # Connections
         for lane in range(lanes):
@@ -89,9 +91,11 @@ class StepWalkRTL(Component):
                 else:
                     s.place_next[lane] @= s.place[lane] + s.cmd.turn
                     s.over_next[lane] @= s.over[lane] + zext(s.cmd.turn, over_bits)
-            s.carry_next @= ~s.over_next[0][sign]
-            s.next_last @= s.steps_left == two
-            s.next_round_last @= s.round_left == two
+            s.over_next[0] @= s.over_after
+            s.carry_next @= ~s.over_after[sign]
+            # Lane 0 starts a round at place 0, a turn less than n away from the block's end.
+            s.first_after[0] @= zext(s.given.turn, over_bits) - zext(s.given.back, over_bits)
+            s.first_after[1] @= zext(s.cmd.turn, over_bits) - zext(s.cmd.back, over_bits)
 
         @update
         def up_lanes():
@@ -118,12 +122,15 @@ class StepWalkRTL(Component):
             s.last <<= s.last_after
             if s.start:
                 s.steps_left <<= s.given.steps
+                s.next_last <<= s.given.steps == two
                 s.advance <<= s.given.first_advance
             elif s.issue & s.last:
                 s.steps_left <<= s.cmd.steps
+                s.next_last <<= s.cmd.steps == two
                 s.advance <<= s.cmd.first_advance
             elif s.issue:
                 s.steps_left <<= s.steps_left - 1
+                s.next_last <<= s.steps_left == three
                 if s.next_last:
                     s.advance <<= s.cmd.last_advance
                 elif s.round_last:
@@ -139,14 +146,17 @@ class StepWalkRTL(Component):
         def ff_round():
             if s.start:
                 s.round_left <<= s.given.round_steps
+                s.next_round_last <<= s.given.round_steps == two
                 s.round_last <<= s.given.round_steps == 1
                 s.code_advance <<= s.given.first_code
             elif s.issue & (s.last | s.round_last):
                 s.round_left <<= s.cmd.round_steps
+                s.next_round_last <<= s.cmd.round_steps == two
                 s.round_last <<= s.cmd.round_steps == 1
                 s.code_advance <<= s.cmd.first_code
             elif s.issue:
                 s.round_left <<= s.round_left - 1
+                s.next_round_last <<= s.round_left == three
                 s.round_last <<= s.next_round_last
                 if s.next_round_last:
                     s.code_advance <<= s.cmd.round_code
@@ -154,6 +164,18 @@ class StepWalkRTL(Component):
                     s.code_advance <<= s.cmd.carry_code
                 else:
                     s.code_advance <<= s.cmd.step_code
+
+        @update_ff
+        def ff_after():
+            if s.start:
+                s.over_after <<= s.first_after[0]
+            elif s.issue & (s.last | s.round_last):
+                s.over_after <<= s.first_after[1]
+            elif s.issue:
+                if s.carry_next:
+                    s.over_after <<= s.over_after - zext(s.cmd.back, over_bits)
+                else:
+                    s.over_after <<= s.over_after + zext(s.cmd.turn, over_bits)
 
         @update_ff
         def ff_lanes():

@@ -125,6 +125,8 @@ class UnpackerRTL(Component):
         s.left = Wire(beat_bits)  # beats left of the section
         s.last_beat = Wire()
         s.take_bytes = Wire(amount)  # in the present beat
+        s.take_next = Wire(amount)  # in the beat after it
+        s.held_next = Wire(amount)
         s.group = Wire(group_bits)  # tiles left
         s.tile = Wire(tile_bits)
         s.last_group = Wire()
@@ -158,7 +160,7 @@ class UnpackerRTL(Component):
         s.next_last = Wire()
         s.header_part = Wire(header_parts)  # the bit of the part that the next beat of a header brings
         s.room = Wire()
-        s.need = Wire()
+        s.need = Wire()  # a register: the present beat takes more than is held
         s.beat = Wire()
         s.section_end = Wire()
         s.tile_end = Wire()
@@ -249,8 +251,23 @@ class UnpackerRTL(Component):
                 s.value_take @= s.value_last
 
         @update
+        def up_after():
+            s.held_next @= s.held_bytes - s.take_bytes
+            if s.need:
+                s.held_next @= s.held_bytes + slice_bytes - s.take_bytes
+            s.take_next @= s.take_bytes
+            if s.last_beat:
+                if s.section == values:
+                    s.take_next @= s.header_take
+                elif (s.section == header) & (s.cmd.code_bytes != 0):
+                    s.take_next @= s.code_take
+                else:
+                    s.take_next @= s.value_take
+            elif s.next_last:
+                s.take_next @= s.section_last
+
+        @update
         def up_control():
-            s.need @= s.held_bytes < s.take_bytes
             # Ready follows from registers only: room for a whole tile, and too few bytes held.
             s.room @= s.started | (~s.code_margin[code_sign] & ~s.value_margin[value_sign] & s.has_header)
             s.weights.rdy @= (s.section != idle) & s.room & s.need
@@ -284,9 +301,11 @@ class UnpackerRTL(Component):
                 s.section <<= idle
                 s.started <<= 0
                 s.held_bytes <<= 0
+                s.need <<= 1
             elif s.section == idle:
                 s.started <<= 0
                 s.held_bytes <<= 0
+                s.need <<= 1
                 if s.command.val:
                     s.cmd <<= s.command.msg
                     s.section <<= header
@@ -307,37 +326,30 @@ class UnpackerRTL(Component):
                 s.started <<= ~s.tile_end
                 s.left <<= s.left - 1
                 s.last_beat <<= s.next_last
-                if s.next_last:
-                    s.take_bytes <<= s.section_last
-                if s.need:
-                    s.held_bytes <<= s.held_bytes + slice_bytes - s.take_bytes
-                else:
-                    s.held_bytes <<= s.held_bytes - s.take_bytes
-                if s.section_end:
+                s.take_bytes <<= s.take_next
+                s.held_bytes <<= s.held_next
+                s.need <<= s.held_next < s.take_next
+                if s.last_beat:
                     if s.section == header:
                         if s.cmd.code_bytes != 0:
                             s.section <<= codes
                             s.left <<= zext(s.cmd.code_words, beat_bits)
                             s.last_beat <<= s.cmd.code_words == 1
-                            s.take_bytes <<= s.code_take
                             s.section_last <<= s.code_last
                         else:
                             s.section <<= values
                             s.left <<= zext(s.cmd.value_words, beat_bits)
                             s.last_beat <<= s.cmd.value_words == 1
-                            s.take_bytes <<= s.value_take
                             s.section_last <<= s.value_last
                     elif s.section == codes:
                         s.section <<= values
                         s.left <<= zext(s.cmd.value_words, beat_bits)
                         s.last_beat <<= s.cmd.value_words == 1
-                        s.take_bytes <<= s.value_take
                         s.section_last <<= s.value_last
                     else:
                         s.section <<= header
                         s.left <<= s.header_beats
                         s.last_beat <<= s.header_beats == 1
-                        s.take_bytes <<= s.header_take
                         s.section_last <<= s.header_last
                         s.group <<= s.group - 1
                         s.last_group <<= s.group == two_groups

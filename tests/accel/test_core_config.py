@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
+from functools import cache, reduce
 from itertools import combinations, product
+from math import comb
+from operator import and_, or_
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 from accel import ConfigError, CoreConfig, load_preset, preset_names
 from accel import config as config_module
 from accel.command import commands_for
-from accel.config import REGISTERS, count_bits, signed_bits, two_in
+from accel.config import REGISTERS, count_bits, signed_bits, three_in, two_in
 from accel.core.CoreMsg import index_bits
 from accel.naming import config_tag, module_name
+from accel.schedule import schedule
 from accel.stream import layout_for
 from quant import NMPattern
 from verify.strategies import SMALLEST, core_configs, patterns
@@ -432,6 +435,40 @@ def _reach(config: CoreConfig) -> list[tuple[int, int]]:
     return [(min(positions, default=0), max(positions, default=0)) for positions in reached]
 
 
+def width(largest: int) -> int:
+    return max(1, len(f"{largest:b}"))
+
+
+@given(core_configs())
+def test_codes_and_values_of_a_step_lie_where_feeders_look(config: CoreConfig) -> None:
+    """Group by group, of all lengths: where each step starts, and how far from there each lane's code field lies."""
+    shifts: list[set[int]] = [set() for _ in range(config.lanes)]
+    for pattern in config.all_patterns:
+        n, m = pattern.n, pattern.m
+        for group in range(m, config.group_max + 1, m):
+            for step in schedule(pattern, group, config.lanes, config.window):
+                assert step.first % config.value_alignment == 0
+                for code in config.codes_of(pattern):
+                    bits = {"none": 0, "index": width(m - 1), "bitmask": m, "rank": width(comb(m, n) - 1)}[code]
+                    start = bits * (step.first if code == "index" else step.first // n)
+                    assert start % config.code_alignment == 0
+                    for lane in range(step.count * (code != "none")):
+                        number = step.first + lane
+                        shifts[lane].add(bits * (number if code == "index" else number // n) - start)
+    for found, (some, always) in zip(shifts, config.lane_shifts, strict=True):
+        assert some == reduce(or_, found, 0)
+        assert always == (reduce(and_, found) if found else 0)
+
+
+def test_where_a_2_4_and_4_8_core_looks() -> None:
+    """Four codes a step, of two bits or of three: steps start at multiples of 8 and 12, lane 1 looks 2 or 3 further."""
+    core = TINY.replace(lanes=4, slice_bytes=4, patterns=("1:1", "2:4", "4:8"), codes=("index",))
+    assert (core.code_alignment, core.value_alignment) == (4, 4)
+    assert core.lane_shifts == ((0, 0), (0b11, 0b10), (0b110, 0b100), (0b1111, 0b0000))
+    # A block of five kept weights takes lanes for 4 and 1 of them in turn.
+    assert core.replace(patterns=("5:8",)).value_alignment == 1
+
+
 @given(core_configs())
 def test_lanes_reach_what_some_step_takes_and_no_more(config: CoreConfig) -> None:
     reach = _reach(config)
@@ -498,9 +535,10 @@ def test_only_listed_patterns_have_a_layout(config: CoreConfig, m: int, data: st
 
 
 @given(st.integers(1, 20))
-def test_two_in_so_many_bits(nbits: int) -> None:
-    """In one bit there is no 2, and the 0 in its place is no count that is left."""
+def test_two_and_three_in_so_many_bits(nbits: int) -> None:
+    """In one bit there is neither, and the 0 in their place is no count that is left."""
     assert two_in(nbits) == (2 if nbits > 1 else 0)
+    assert three_in(nbits) == (3 if nbits > 1 else 0)
 
 
 @given(core_configs(), st.data())

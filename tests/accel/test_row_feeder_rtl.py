@@ -37,9 +37,11 @@ def check_windows(config: CoreConfig, pins: object, words: int) -> None:
             pair = {"even": second, "odd": first} if swapped else {"even": first, "odd": second}
             for shift in range(window):
                 expected = sum(act << i * act_bits for i, act in enumerate(acts[shift : shift + window]))
-                questions.append((pair, {"swapped": swapped, "enable": 1}, shift, expected))
+                # Positions from the window's start on are in the first word, the others in the second.
+                from_odd = sum((swapped if i >= shift else 1 - swapped) << i for i in range(window))
+                questions.append((pair, {"from_odd": from_odd, "enable": 1}, shift, expected))
             # A row without a token must see zeros.
-            questions.append((pair, {"swapped": swapped, "enable": 0}, rng.randrange(window), 0))
+            questions.append((pair, {"from_odd": rng.getrandbits(window), "enable": 0}, rng.randrange(window), 0))
     if config.registers:
         # Neighbours differ in all inputs.
         rng.shuffle(questions)

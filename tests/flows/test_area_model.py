@@ -136,7 +136,7 @@ def share_by_hand(config: CoreConfig) -> float:
         step = 1
         while step < config.window:
             count += len(wanted)
-            wanted = {place for place in wanted | {place + step for place in wanted} if place < 2 * config.window}
+            wanted |= {(place + step) % config.window for place in wanted}
             step *= 2
         counts.append(count + len(wanted))
     return counts[0] / counts[1]

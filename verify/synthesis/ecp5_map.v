@@ -1,7 +1,8 @@
 // Rules that map what a core is made of to ECP5's slices, ahead of the general ones, which take two to four times the
 // LUTs: a lane's multiplier 149 instead of 30, a multiplexer of 16 inputs 21 a bit instead of 8.
 
-// Multipliers by 2 to 5 bits, signed, and unsigned ones by 2. A LUT of a carry chain has four inputs, so it adds two partial products a bit.
+// Multipliers by 2 to 5 bits, signed, and unsigned ones by 2. A LUT of a carry chain has four inputs, so it adds two
+// partial products a bit.
 (* techmap_celltype = "$mul" *)
 module narrow_mul (A, B, Y);
   parameter A_SIGNED = 0; parameter B_SIGNED = 0;
