@@ -58,6 +58,10 @@ class StepWalkRTL(Component):
 
         # Wires
         s.carry = [Wire() for _ in range(lanes)]  # the lane goes on by a block more than others
+        s.round_last_after = Wire()
+        s.round_lanes = Wire(lanes)  # these three: of the command of the next cycle
+        s.round_nonzeros = Wire(lane_bits)
+        s.last_lanes = Wire(lanes)
         s.over_next = [Wire(over_bits) for _ in range(lanes)]
         s.place_next = [Wire(position_nbits) for _ in range(lanes)]
         s.first_after = [Wire(over_bits) for _ in range(2)]  # s.over_after in a round's first step
@@ -98,16 +102,6 @@ class StepWalkRTL(Component):
             s.first_after[1] @= zext(s.cmd.turn, over_bits) - zext(s.cmd.back, over_bits)
 
         @update
-        def up_lanes():
-            s.lane_val @= all_lanes
-            s.nonzeros @= lanes
-            if s.round_last:
-                s.lane_val @= s.cmd.round_lanes
-                s.nonzeros @= s.cmd.round_nonzeros
-            if s.last:
-                s.lane_val @= s.cmd.last_lanes
-
-        @update
         def up_last():
             s.last_after @= s.last
             if s.start:
@@ -116,6 +110,33 @@ class StepWalkRTL(Component):
                 s.last_after @= s.cmd.steps == 1
             elif s.issue:
                 s.last_after @= s.next_last
+            s.round_last_after @= s.round_last
+            if s.start:
+                s.round_last_after @= s.given.round_steps == 1
+            elif s.issue & (s.last | s.round_last):
+                s.round_last_after @= s.cmd.round_steps == 1
+            elif s.issue:
+                s.round_last_after @= s.next_round_last
+
+        @update
+        def up_lanes():
+            s.round_lanes @= s.cmd.round_lanes
+            s.round_nonzeros @= s.cmd.round_nonzeros
+            s.last_lanes @= s.cmd.last_lanes
+            if s.start:
+                s.round_lanes @= s.given.round_lanes
+                s.round_nonzeros @= s.given.round_nonzeros
+                s.last_lanes @= s.given.last_lanes
+
+        @update_ff
+        def ff_taken():
+            s.lane_val <<= all_lanes
+            s.nonzeros <<= lanes
+            if s.round_last_after:
+                s.lane_val <<= s.round_lanes
+                s.nonzeros <<= s.round_nonzeros
+            if s.last_after:
+                s.lane_val <<= s.last_lanes
 
         @update_ff
         def ff_walk():
@@ -144,20 +165,18 @@ class StepWalkRTL(Component):
 
         @update_ff
         def ff_round():
+            s.round_last <<= s.round_last_after
             if s.start:
                 s.round_left <<= s.given.round_steps
                 s.next_round_last <<= s.given.round_steps == two
-                s.round_last <<= s.given.round_steps == 1
                 s.code_advance <<= s.given.first_code
             elif s.issue & (s.last | s.round_last):
                 s.round_left <<= s.cmd.round_steps
                 s.next_round_last <<= s.cmd.round_steps == two
-                s.round_last <<= s.cmd.round_steps == 1
                 s.code_advance <<= s.cmd.first_code
             elif s.issue:
                 s.round_left <<= s.round_left - 1
                 s.next_round_last <<= s.round_left == three
-                s.round_last <<= s.next_round_last
                 if s.next_round_last:
                     s.code_advance <<= s.cmd.round_code
                 elif s.carry_next:
