@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flows.cli_accuracy import register as register_accuracy
 from flows.cli_energy import register as register_energy
+from flows.cli_estimate import register as register_estimate
 from flows.cli_explore import register as register_explore
 from flows.cli_models import register as register_models
 from flows.cli_quantize import quantize
@@ -30,17 +31,7 @@ from flows.terminal import (
     examples,
     progress,
 )
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-# The same option in several commands.
-MODEL_SOURCES = "llama-7b, llama-2-7b, llama-3-8b, gpt-neox-20b, or a directory that holds a Hugging Face config.json"
-ModelOption = Annotated[str, typer.Option(metavar="NAME|DIR", help=f"{MODEL_SOURCES}.")]
-GroupOption = Annotated[
-    int, typer.Option(metavar="G", help="Weights that share a scale: a multiple of m, or -1 for a whole row.")
-]
-AsymmetricFlag = Annotated[bool, typer.Option("--asymmetric", help="Weights with a zero point per group.")]
+from flows.workload_options import MODEL_SOURCES, AsymmetricFlag, GroupOption, ModelOption
 
 app = typer.Typer(
     name="nimble",
@@ -296,185 +287,7 @@ def verilog(
     return Report({"core": core.name, **written.document()}, sentences)
 
 
-#: Options of ``nimble estimate`` that mean something for a layer list; the first ones for it alone.
-_LIST_OPTIONS = frozenset({"topology", "compare", "array"})
-_SHARED_OPTIONS = frozenset(
-    {"preset", "config", "pattern", "clock", "clock_from", "memory", "bandwidth", "latency", "group", "asymmetric"}
-)
-
-
-def _check_layer_source(ctx: typer.Context) -> None:
-    """Refuse options of a model with a layer list, and the other way round."""
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    if ("model" in given) == ("topology" in given):
-        what = "Both --model and --topology were" if "model" in given else "Neither --model nor --topology was"
-        raise ValueError(f"{what} given; layers come from one of them.")
-    with_list = "topology" in given
-    wrong = given - _LIST_OPTIONS - _SHARED_OPTIONS - {"json_output"} if with_list else given & _LIST_OPTIONS
-    if wrong:
-        option = "--" + sorted(wrong)[0].replace("_", "-")
-        needed, present = ("--model", "--topology") if with_list else ("--topology", "--model")
-        raise ValueError(f"{option} belongs to {needed} and has no meaning with {present}.")
-
-
-@app.command(
-    cls=Command,
-    epilog=examples(
-        "nimble estimate --model llama-7b --preset edge --pattern 2:4 --prefill 128 --decode 32",
-        "nimble estimate --model llama-7b --preset wide --pattern dense,2:4,4:8,3:4,1:4 --prefill 1920 --decode 128",
-        "nimble estimate --model ./my-model --memory lpddr5-6400 --clock 800 --batch 8 --attention host --json",
-        "nimble estimate --model llama-7b --pattern dense,2:4 --recipe mixed.toml",
-        "nimble estimate --model llama-7b --pattern dense,2:4 --energy-from energy.json",
-        "nimble estimate --model llama-7b --pattern dense,2:4 --html llama-7b.html --perfetto llama-7b.trace.json",
-        "nimble estimate --topology layers.csv --compare scalesim-os,scalesim-ws",
-    ),
-)
-def estimate(
-    ctx: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|DIR", help=f"{MODEL_SOURCES}."),
-    ] = None,
-    topology: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="In place of a model, SCALE-Sim's layer list: CSV of Layer, M, N, K, Sparsity."
-        ),
-    ] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(metavar="NAME[,NAME]", help="With --topology: scalesim-os, scalesim-ws, beside our cycles."),
-    ] = None,
-    array: Annotated[
-        str | None,
-        typer.Option(metavar="RxC", help="Their array; by default our rows and as many multipliers."),
-    ] = None,
-    preset: PresetOption = None,
-    config: ConfigOption = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(metavar="N:M[,N:M...]", help="One pattern or several to compare, or dense; by default 2:4."),
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A TOML file with a pattern for each layer; see the guide.")
-    ] = None,
-    prefill: Annotated[int, typer.Option(metavar="P", help="Tokens of the prompt, in one pass.")] = 128,
-    decode: Annotated[int, typer.Option(metavar="D", help="Tokens after it, one a pass.")] = 32,
-    batch: Annotated[int, typer.Option(metavar="B", help="Sequences in a pass.")] = 1,
-    clock: Annotated[
-        float | None, typer.Option(metavar="MHZ", help="The core's clock; an assumption, by default 500.")
-    ] = None,
-    clock_from: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A synthesis report: JSON with fmax_mhz, in place of --clock.")
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="ddr3-1600, ddr4-3200 (default), lpddr5-6400 or hbm2-u280."),
-    ] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option(metavar="GB/S", help="Bandwidth of another memory, 1 GB = 10^9 bytes.")
-    ] = None,
-    latency: Annotated[
-        float | None, typer.Option(metavar="NS", help="Its latency; an assumption, by default 100.")
-    ] = None,
-    group: GroupOption = 128,
-    asymmetric: AsymmetricFlag = False,
-    attention: Annotated[
-        str,
-        typer.Option(
-            metavar="HOW", help="Attention's products: core-int8 or core-int4 (bits of keys and values), host or skip."
-        ),
-    ] = "core-int8",
-    lm_head: Annotated[
-        str,
-        typer.Option(metavar="HOW", help="lm_head: int4 (dense INT4), pruned (like the blocks), fp16-host or skip."),
-    ] = "int4",
-    energy_from: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A report of nimble energy, for joules a token.")
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with plots to this file; no network.")
-    ] = None,
-    perfetto: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev to this file.")
-    ] = None,
-    json_output: JsonFlag = False,
-) -> Report:
-    """Estimate a model's tokens per second: exact core cycles, with an assumed clock and memory.
-
-    Attention is shown apart from linear layers. A recipe is a column of its own beside the patterns. With
-    --topology, cycles of single layers, each with the pattern in the file unless --pattern is given.
-    """
-    _check_layer_source(ctx)
-    from flows.estimate import estimate_model, read_patterns
-    from flows.memories import choose_clock, choose_memory
-    from flows.recipe import Recipe, read_recipe
-    from flows.views import estimate_view
-    from flows.workload import Workload
-
-    core = choose_core(preset, config)
-    if topology is not None:
-        from flows.layer_views import topology_view
-        from flows.scalesim import Array, read_compared
-        from flows.topology import Side, estimate_topology
-
-        side = Side(
-            core.name,
-            core.config,
-            memory=choose_memory(memory, bandwidth, latency),
-            clock=choose_clock(clock, clock_from),
-            compare=() if compare is None else tuple(read_compared(compare)),
-            array=None if array is None else Array.parse(array),
-            group_size=group,
-            asymmetric=asymmetric,
-        )
-        listed = estimate_topology(topology, side, None if pattern is None else read_patterns(pattern))
-        return Report(listed.document(), topology_view(listed))
-    assert model is not None  # or there was a list
-    patterns = read_patterns(pattern or "2:4") if pattern is not None or recipe is None else []
-    recipes = [Recipe.uniform(chosen) for chosen in patterns]
-    if recipe is not None:
-        recipes.append(read_recipe(recipe))
-    workload = Workload(
-        core.config,
-        model,
-        prefill=prefill,
-        decode=decode,
-        batch=batch,
-        group_size=group,
-        asymmetric=asymmetric,
-        attention=attention,
-        lm_head=lm_head,
-        clock=choose_clock(clock, clock_from),
-        memory=choose_memory(memory, bandwidth, latency),
-    )
-    energy = None
-    if energy_from is not None:
-        from flows.energy_tokens import read_energy
-
-        energy = read_energy(energy_from, core.config)
-    with progress(f"Estimating {model}"):
-        estimates = estimate_model(core.name, workload, recipes)
-    document = estimates.document()
-    energy_view: list[RenderableType] = []
-    if energy is not None:
-        from flows.energy_tokens import token_energy
-
-        energies = token_energy(estimates, energy)
-        document["energy"] = energies.document()
-        energy_view = energies.view()
-    written = []
-    if html is not None:
-        from flows.page import write_page
-
-        write_page(document, html)
-        written.append(f"Wrote {html}: open it in a browser.")
-    if perfetto is not None:
-        from flows.perfetto import write_trace
-
-        write_trace(document, perfetto)
-        written.append(f"Wrote {perfetto}: open it in ui.perfetto.dev, where 1 cycle is shown as 1 µs.")
-    return Report(document, [*estimate_view(estimates), *energy_view, *written])
+register_estimate(app)
 
 
 @app.command(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.terminal import Command, JsonFlag, Report, examples, progress
+from flows.workload_options import GroupOption
 
 TextOption = Annotated[
     Path | None, typer.Option(metavar="FILE", help="UTF-8 text; by default the one that ships with CPython.")
@@ -77,9 +78,7 @@ def accuracy(
     pattern: Annotated[str, typer.Option(metavar="LIST", help="Patterns n:m, or dense.")] = "dense,4:8,2:4",
     method: Annotated[str, typer.Option(metavar="LIST", help="Methods of nimble quantize, or all of them.")] = "all",
     seeds: Annotated[str, typer.Option(metavar="LIST", help="Each draws calibration samples of its own.")] = "0,1,2",
-    group: Annotated[
-        int, typer.Option(metavar="G", help="Weights that share a scale: a multiple of m, or -1 for a whole row.")
-    ] = 128,
+    group: GroupOption = 128,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Weights with a zero point per group.")] = False,
     samples: Annotated[int, typer.Option(metavar="N", help="Calibration samples.")] = 128,
     length: Annotated[int, typer.Option(metavar="T", help="Tokens of a sample.")] = 256,

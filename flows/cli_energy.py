@@ -9,6 +9,7 @@ import typer
 
 from flows.core_choice import ConfigOption, PresetOption, choose_core
 from flows.terminal import Command, JsonFlag, Report, examples, progress
+from flows.workload_options import AsymmetricFlag
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +42,7 @@ def energy(
     group: Annotated[
         int | None, typer.Option(metavar="G", help="Weights that share a scale; by default 128, or the core's most.")
     ] = None,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Weights with a zero point per group.")] = False,
+    asymmetric: AsymmetricFlag = False,
     activations: Annotated[
         str, typer.Option(metavar="HOW", help="normal, uniform (over the whole range) or zero.")
     ] = "normal",

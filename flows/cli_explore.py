@@ -10,6 +10,21 @@ import typer
 
 from flows.core_choice import ConfigOption, PresetOption, choose_core
 from flows.terminal import Command, JsonFlag, Report, examples, progress
+from flows.workload_options import (
+    AsymmetricFlag,
+    AttentionOption,
+    BandwidthOption,
+    BatchOption,
+    ClockFromOption,
+    DecodeOption,
+    GroupOption,
+    LatencyOption,
+    LmHeadOption,
+    MaybeModelOption,
+    MemoryOption,
+    PageOption,
+    PrefillOption,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,10 +43,7 @@ def register(app: typer.Typer) -> None:
 
 def explore(
     ctx: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|DIR", help="A model that nimble estimate knows, or a directory with a config.json."),
-    ] = None,
+    model: MaybeModelOption = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     rows: Annotated[str, typer.Option(metavar="R[,R...]", help="PE rows.")] = "4,8,16",
@@ -53,9 +65,9 @@ def explore(
     pattern: Annotated[
         str, typer.Option(metavar="N:M[,N:M...]", help="Patterns that a core must run; each has its front.")
     ] = "2:4",
-    prefill: Annotated[int, typer.Option(metavar="P", help="Tokens of the prompt, in one pass.")] = 128,
-    decode: Annotated[int, typer.Option(metavar="D", help="Tokens after it, one a pass.")] = 32,
-    batch: Annotated[int, typer.Option(metavar="B", help="Sequences in a pass.")] = 1,
+    prefill: PrefillOption = 128,
+    decode: DecodeOption = 32,
+    batch: BatchOption = 1,
     objective: Annotated[
         str, typer.Option(metavar="PHASE", help="Speed that the front is made of: decode or prefill.")
     ] = "decode",
@@ -69,28 +81,14 @@ def explore(
     clock: Annotated[
         float | None, typer.Option(metavar="MHZ", help="The cores' clock; an assumption, by default 120.")
     ] = None,
-    clock_from: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A synthesis report: JSON with fmax_mhz, in place of --clock.")
-    ] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="NAME", help="ddr3-1600, ddr4-3200 (default), lpddr5-6400 or hbm2-u280.")
-    ] = None,
-    bandwidth: Annotated[
-        float | None, typer.Option(metavar="GB/S", help="Bandwidth of another memory, 1 GB = 10^9 bytes.")
-    ] = None,
-    latency: Annotated[
-        float | None, typer.Option(metavar="NS", help="Its latency; an assumption, by default 100.")
-    ] = None,
-    group: Annotated[
-        int, typer.Option(metavar="G", help="Weights that share a scale: a multiple of m, or -1 for a whole row.")
-    ] = 128,
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Weights with a zero point per group.")] = False,
-    attention: Annotated[
-        str, typer.Option(metavar="HOW", help="core-int8, core-int4, host or skip, as in nimble estimate.")
-    ] = "core-int8",
-    lm_head: Annotated[
-        str, typer.Option(metavar="HOW", help="int4, pruned, fp16-host or skip, as in nimble estimate.")
-    ] = "int4",
+    clock_from: ClockFromOption = None,
+    memory: MemoryOption = None,
+    bandwidth: BandwidthOption = None,
+    latency: LatencyOption = None,
+    group: GroupOption = 128,
+    asymmetric: AsymmetricFlag = False,
+    attention: AttentionOption = "core-int8",
+    lm_head: LmHeadOption = "int4",
     points: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Synthesised cores for the area model, in place of Nimble's.")
     ] = None,
@@ -102,9 +100,7 @@ def explore(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with plots to this file; no network.")
-    ] = None,
+    html: PageOption = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Keep the JSON here; a run that was stopped goes on."),

@@ -9,6 +9,7 @@ import typer
 
 from flows.core_choice import ConfigOption, PresetOption, choose_core
 from flows.terminal import JsonFlag, Report
+from flows.workload_options import AsymmetricFlag, GroupOption
 
 #: Settings that a search chooses from, as `flows.quantize_options.read_candidates` reads them: those that fit the core.
 CANDIDATES = "dense/128,dense/32,3:4,4:8,2:4,1:4"
@@ -36,9 +37,7 @@ def quantize(
     recipe: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A TOML file with the settings of each layer; see the guide.")
     ] = None,
-    group: Annotated[
-        int, typer.Option(metavar="G", help="Weights that share a scale: a multiple of m, or -1 for a whole row.")
-    ] = 128,
+    group: GroupOption = 128,
     method: Annotated[
         str,
         typer.Option(
@@ -46,7 +45,7 @@ def quantize(
             help="joint, or what finds the mask and then the codes: sparsegpt, wanda or magnitude, and -gptq or -rtn.",
         ),
     ] = "joint",
-    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="Weights with a zero point per group.")] = False,
+    asymmetric: AsymmetricFlag = False,
     scale_bits: Annotated[int, typer.Option(metavar="BITS", help="Bits of a group's scale: 8 or 16.")] = 8,
     no_clip: Annotated[bool, typer.Option("--no-clip", help="Leave groups' ranges as wide as their weights.")] = False,
     awq: Annotated[bool, typer.Option("--awq", help="Scale input features first, by AWQ.")] = False,

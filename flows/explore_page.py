@@ -1,19 +1,17 @@
 """An exploration as one HTML page that needs no network: a plot of all cores and their front for each pattern.
 
-The page is made of the JSON object of ``nimble explore`` alone. Plotly's script and everything else is inside it, and
-its content security policy forbids the browser to fetch anything.
+The page is made of the JSON object of ``nimble explore`` alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from flows.figures import FONT, INK, MUTED, RULE
+from flows.page_frame import framed
 from quant.atomic_file import write_text
 
 #: Parameters that are shown of a core: name, and what a person calls it.
@@ -27,6 +25,11 @@ PARAMETERS = {
     "slice_bytes": "slice bytes",
     "act_words": "act words",
 }
+
+_SCRIPT = """"use strict";
+Object.values(JSON.parse(document.getElementById("figures").textContent)).forEach((figure, number) =>
+  Plotly.newPlot(`plot${number}`, figure.data, figure.layout, { displaylogo: false, responsive: true }));
+"""
 
 _BEATEN, _FRONT = "#9fb2cc", "#28519f"
 
@@ -46,12 +49,8 @@ def write_exploration_page(document: Mapping[str, Any], path: str | Path) -> Non
 
 def exploration_page(document: Mapping[str, Any], plotly: str) -> str:
     """Return the page with a given script as Plotly."""
-    style = resources.files("flows").joinpath("page.css").read_text(encoding="utf-8")
     plots = list(_plots(document))
-    # A "<" only ever stands inside a JSON string, where it may be written so; "</script>" thus cannot occur.
-    figures = json.dumps(
-        {name: front_figure(document, *name.split(" ")) for name in plots}, allow_nan=False, separators=(",", ":")
-    ).replace("<", "\\u003c")
+    figures = {name: front_figure(document, *name.split(" ")) for name in plots}
     parameters, counts = document["parameters"], document["counts"]
     memory, model = parameters["memory"], document["area_model"]
     settings = [
@@ -74,36 +73,12 @@ def exploration_page(document: Mapping[str, Any], plotly: str) -> str:
     sections = "".join(_section(document, number, *name.split(" ")) for number, name in enumerate(plots))
     words = "".join(f"<li>{escape(sentence)}</li>" for sentence in document["assumptions"])
     title = f"Cores for {document['model']}"
-    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}: nimble explore</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header><h1>{escape(title)}</h1><p>LUTs by a model, tokens per second by nimble estimate</p></header>
+    body = f"""<header><h1>{escape(title)}</h1><p>LUTs by a model, tokens per second by nimble estimate</p></header>
 <dl class="settings">{head}</dl>
 {sections}
 <section><h2>What the figures rest on</h2><ul>{words}</ul></section>
-<footer>Written by <code>nimble explore --html</code>.</footer>
-</main>
-<noscript><p>The plots need JavaScript; it is part of this file.</p></noscript>
-<script>{plotly}</script>
-<script type="application/json" id="figures">{figures}</script>
-<script>
-"use strict";
-Object.values(JSON.parse(document.getElementById("figures").textContent)).forEach((figure, number) =>
-  Plotly.newPlot(`plot${{number}}`, figure.data, figure.layout, {{ displaylogo: false, responsive: true }}));
-</script>
-</body>
-</html>
-"""
+<footer>Written by <code>nimble explore --html</code>.</footer>"""
+    return framed(title, "nimble explore", body, figures, plotly=plotly, script=_SCRIPT)
 
 
 def _plots(document: Mapping[str, Any]) -> Iterator[str]:

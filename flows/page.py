@@ -1,19 +1,17 @@
 """An estimate as one HTML page that needs no network: numbers, figures, tables and assumptions.
 
-The page is made of the JSON object of ``nimble estimate`` alone. Plotly's script and everything else is inside it,
-and its content security policy forbids the browser to fetch anything.
+The page is made of the JSON object of ``nimble estimate`` alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from html import escape
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from flows.figures import CAUSE_COLOURS, ROLE_MARKERS, attained, causes, comparison, intensity, layers_of, roofline
+from flows.page_frame import framed, page_file
 from quant.atomic_file import write_text
 
 #: What a number can be, from the firmest to the weakest: class of its tag, and the tag in words.
@@ -66,40 +64,15 @@ def page(document: Mapping[str, Any]) -> str:
 
 def render(document: Mapping[str, Any], plotly: str) -> str:
     """Return the page with a given script as Plotly."""
-    files = resources.files("flows")
-    style = files.joinpath("page.css").read_text(encoding="utf-8")
-    script = files.joinpath("page.js").read_text(encoding="utf-8")
-    # A "<" only ever stands inside a JSON string, where it may be written so; "</script>" thus cannot occur.
-    figures = json.dumps(_figures(document), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     title = f"{document['model']} on {document['core']}"
-    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}: nimble estimate</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{_header(document, title)}
+    body = f"""{_header(document, title)}
 {_headlines(document)}
 {_comparison(document)}
 {_detail(document)}
 {_words(document)}
-<footer>Written by <code>nimble estimate --html</code>. 1 GB is 10<sup>9</sup> bytes. {escape(PERFETTO_NOTE)}</footer>
-</main>
-<noscript><p>The plots need JavaScript; it is part of this file.</p></noscript>
-<script>{plotly}</script>
-<script type="application/json" id="figures">{figures}</script>
-<script>
-{script}</script>
-</body>
-</html>
-"""
+<footer>Written by <code>nimble estimate --html</code>. 1 GB is 10<sup>9</sup> bytes.
+{escape(PERFETTO_NOTE)}</footer>"""
+    return framed(title, "nimble estimate", body, _figures(document), plotly=plotly, script=page_file("page.js"))
 
 
 def _phases(document: Mapping[str, Any]) -> list[str]:
