@@ -28,6 +28,10 @@ CORES = {
     "~s.value_margin[": 'st.just(load_preset("tiny").replace(columns=1, lanes=1, patterns=("1:1",), codes=()))',
     # Two lanes take three weights a block: a lane goes on by another block in every other step.
     "s.cmd.back[": 'st.just(load_preset("tiny").replace(columns=1, patterns=("3:4",), codes=("rank",)))',
+    # Two lanes take ten weights of two blocks in five steps: the third passes a block's end, and others follow.
+    "s.over_after - zext": (
+        'st.just(load_preset("tiny").replace(columns=1, window=16, patterns=("5:8",), codes=("index",)))'
+    ),
     # Short rows give more results than a slow sink takes.
     " & (s.credits": ('st.just(load_preset("tiny").replace(columns=4, lanes=4, slice_bytes=4, group_max=8, k_max=8))'),
     # Groups that are shorter than a chain.
