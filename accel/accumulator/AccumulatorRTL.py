@@ -38,7 +38,8 @@ class AccumulatorRTL(Component):
         # State and wires
         s.add_val = Wire()
         s.add = Wire(Drain)
-        s.forward = Wire()
+        s.choice = Wire(2)  # what the adder's sum is added to: nothing, the last sum, a word of half 0 or of half 1
+        s.choice_next = Wire(2)
         s.last_sum = Wire(acc_bits)
         s.old = Wire(acc_bits)
         s.sum_ = Wire(acc_bits)
@@ -69,25 +70,33 @@ class AccumulatorRTL(Component):
 
         @update
         def up_add():
-            if s.forward:
+            s.old @= 0
+            if s.choice == 1:
                 s.old @= s.last_sum
-            elif s.add.half:
-                s.old @= s.half[1].rdata
-            else:
+            elif s.choice == 2:
                 s.old @= s.half[0].rdata
-            if s.add.first:
-                s.sum_ @= sext(s.scaled, acc_bits)
-            else:
-                s.sum_ @= s.old + sext(s.scaled, acc_bits)
+            elif s.choice == 3:
+                s.old @= s.half[1].rdata
+            s.sum_ @= s.old + sext(s.scaled, acc_bits)
             s.half[0].wen @= s.add_val & ~s.add.half
             s.half[1].wen @= s.add_val & s.add.half
             s.done @= s.add_val & s.add.done
+
+        @update
+        def up_choice():
+            s.choice_next @= 2
+            if s.drain.half:
+                s.choice_next @= 3
+            if s.add_val & (s.add.addr == s.drain.addr) & (s.add.half == s.drain.half):
+                s.choice_next @= 1
+            if s.drain.first:
+                s.choice_next @= 0
 
         @update_ff
         def ff_add():
             s.add <<= s.drain
             s.last_sum <<= s.sum_
-            s.forward <<= s.add_val & (s.add.addr == s.drain.addr) & (s.add.half == s.drain.half)
+            s.choice <<= s.choice_next
             if s.reset:
                 s.add_val <<= 0
             else:

@@ -124,6 +124,7 @@ class UnpackerRTL(Component):
         s.cmd = Wire(Command)
         s.left = Wire(beat_bits)  # beats left of the section
         s.last_beat = Wire()
+        s.tile_last = Wire()  # and of the tile
         s.take_bytes = Wire(amount)  # in the present beat
         s.take_next = Wire(amount)  # in the beat after it
         s.held_next = Wire(amount)
@@ -274,7 +275,7 @@ class UnpackerRTL(Component):
             s.beat @= (s.section != idle) & s.room & (s.weights.val | ~s.need)
             s.section_end @= s.beat & s.last_beat
             s.tile_start @= s.beat & ~s.started
-            s.tile_end @= s.section_end & (s.section == values)
+            s.tile_end @= s.beat & s.tile_last
             s.stream_end @= s.tile_end & s.last_group & s.last_tile
             s.command.rdy @= s.section == idle
 
@@ -306,6 +307,7 @@ class UnpackerRTL(Component):
                 s.started <<= 0
                 s.held_bytes <<= 0
                 s.need <<= 1
+                s.tile_last <<= 0
                 if s.command.val:
                     s.cmd <<= s.command.msg
                     s.section <<= header
@@ -326,6 +328,7 @@ class UnpackerRTL(Component):
                 s.started <<= ~s.tile_end
                 s.left <<= s.left - 1
                 s.last_beat <<= s.next_last
+                s.tile_last <<= s.next_last & (s.section == values)
                 s.take_bytes <<= s.take_next
                 s.held_bytes <<= s.held_next
                 s.need <<= s.held_next < s.take_next
@@ -340,11 +343,13 @@ class UnpackerRTL(Component):
                             s.section <<= values
                             s.left <<= zext(s.cmd.value_words, beat_bits)
                             s.last_beat <<= s.cmd.value_words == 1
+                            s.tile_last <<= s.cmd.value_words == 1
                             s.section_last <<= s.value_last
                     elif s.section == codes:
                         s.section <<= values
                         s.left <<= zext(s.cmd.value_words, beat_bits)
                         s.last_beat <<= s.cmd.value_words == 1
+                        s.tile_last <<= s.cmd.value_words == 1
                         s.section_last <<= s.value_last
                     else:
                         s.section <<= header

@@ -23,7 +23,7 @@ ROOT = PACKAGE.parent
 # the hunts for some of them are on cores where what they break happens often.
 CORES = {
     # Groups of one step on one row need forwarding.
-    "if s.forward:": "core_configs(rows=1, columns=1, lanes=4, window=4)",
+    "if s.add_val & (": "core_configs(rows=1, columns=1, lanes=4, window=4)",
     # One lane leaves the unpacker far ahead, with full rings.
     "~s.value_margin[": 'st.just(load_preset("tiny").replace(columns=1, lanes=1, patterns=("1:1",), codes=()))',
     # Two lanes take three weights a block: a lane goes on by another block in every other step.
@@ -69,8 +69,8 @@ MUTANTS = [
     ("pe/PERTL.py", "sext(s.weight, product_bits)", "zext(s.weight, product_bits)"),
     ("pe/PERTL.py", "sext(s.high_weight, high_bits)", "zext(s.high_weight, high_bits)"),
     ("scale_unit/ScaleUnitRTL.py", "sext(s.scale, scaled_bits)", "zext(s.scale, scaled_bits)"),
-    ("accumulator/AccumulatorRTL.py", "            if s.forward:", "            if s.forward & s.reset:"),
-    ("accumulator/AccumulatorRTL.py", "if s.add.first:", "if s.add.first & s.reset:"),
+    ("accumulator/AccumulatorRTL.py", "if s.add_val & (s.add.addr ==", "if s.reset & (s.add.addr =="),
+    ("accumulator/AccumulatorRTL.py", "if s.drain.first:", "if s.drain.first & s.reset:"),
     ("column_feeder/ColumnFeederRTL.py", "s.remainder_at[i] >= s.binomial", "s.remainder_at[i] > s.binomial"),
     ("column_feeder/ColumnFeederRTL.py", "if s.step_decode.asymmetric:", "if s.step_decode.last:"),
     ("column_feeder/ColumnFeederRTL.py", "if s.seen_at[i] == s.wanted:", "if s.seen_at[i] >= s.wanted:"),
