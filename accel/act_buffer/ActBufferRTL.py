@@ -97,6 +97,11 @@ class ActLoaderRTL(Component):
             s.block_end @= s.take & s.last_word & s.last_beat & s.last_subtile
 
         @update_ff
+        def ff_command():
+            if ~s.busy:
+                s.cmd <<= s.command.msg
+
+        @update_ff
         def ff_control():
             if s.reset:
                 s.busy <<= 0
@@ -111,7 +116,6 @@ class ActLoaderRTL(Component):
                     s.last_beat <<= s.single_of_given
                 if s.command.val:
                     s.busy <<= 1
-                    s.cmd <<= s.command.msg
                     s.subtile <<= s.command.msg.subtiles
                     s.last_subtile <<= s.first_is_last
                     s.words_left <<= s.command.msg.row_words

@@ -275,6 +275,12 @@ class SequencerRTL(Component):
                 s.group_val <<= s.issue & s.last_step
 
         @update_ff
+        def ff_command():
+            # By itself: what enables it goes to hundreds of registers, and must be a register.
+            if ~s.running:
+                s.cmd <<= s.command.msg
+
+        @update_ff
         def ff_walk():
             s.running <<= s.running_next
             if s.reset:
@@ -289,7 +295,6 @@ class SequencerRTL(Component):
                 s.row_base <<= 0
                 s.act_word <<= 0
             elif ~s.running:
-                s.cmd <<= s.command.msg
                 s.tile_left <<= s.command.msg.out_tiles
                 s.group_left <<= s.command.msg.groups
                 s.subtile_left <<= s.command.msg.subtiles

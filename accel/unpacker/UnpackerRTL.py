@@ -297,6 +297,11 @@ class UnpackerRTL(Component):
             s.present_write.value_addr @= s.value_ptr
 
         @update_ff
+        def ff_command():
+            if s.section == idle:
+                s.cmd <<= s.command.msg
+
+        @update_ff
         def ff_section():
             if s.reset:
                 s.section <<= idle
@@ -309,7 +314,6 @@ class UnpackerRTL(Component):
                 s.need <<= 1
                 s.tile_last <<= 0
                 if s.command.val:
-                    s.cmd <<= s.command.msg
                     s.section <<= header
                     s.group <<= s.command.msg.groups
                     s.tile <<= s.command.msg.out_tiles

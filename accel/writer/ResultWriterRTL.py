@@ -187,6 +187,11 @@ class ResultWriterRTL(Component):
                 s.next_is_single @= s.cmd.last_rows == 1
 
         @update_ff
+        def ff_command():
+            if ~s.busy:
+                s.cmd <<= s.command.msg
+
+        @update_ff
         def ff_walk():
             if s.reset:
                 s.busy <<= 0
@@ -196,7 +201,6 @@ class ResultWriterRTL(Component):
                 s.group <<= 0
             elif ~s.busy:
                 s.busy <<= s.command.val
-                s.cmd <<= s.command.msg
                 s.tile_left <<= s.command.msg.out_tiles
                 s.subtile_left <<= s.command.msg.subtiles
                 s.last_tile <<= s.command.msg.out_tiles == 1
