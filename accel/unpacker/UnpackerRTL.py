@@ -15,8 +15,6 @@ from accel.core.CoreMsg import mk_beat_msg, mk_command_msg, mk_write_msg
 from accel.delay.DelayRTL import HoldRTL, PulseRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 
-IDLE, HEADER, CODES, VALUES = range(4)
-
 
 class GearboxRTL(Component):
     """One column's gearbox: a slice of held bytes, the held ones first, is topped up by the incoming slice.
@@ -107,7 +105,6 @@ class UnpackerRTL(Component):
         last_slot, last_code, last_value = header_slots - 1, code_words - 1, value_words - 1
         symmetric_single, asymmetric_single = int(symmetric_beats == 1), int(asymmetric_beats == 1)
         symmetric_take, asymmetric_take = min(slice_bytes, symmetric_bytes), min(slice_bytes, asymmetric_bytes)
-        idle, header, codes, values = IDLE, HEADER, CODES, VALUES
 
         # Interface
         s.command = RecvIfcRTL(Command)
@@ -120,8 +117,12 @@ class UnpackerRTL(Component):
         s.freed_value_words = InPort(value_count)
 
         # State and wires
-        s.section = Wire(2)
+        s.busy = Wire()
+        s.in_header = Wire()  # the section of the present beat; none of them if not busy
+        s.in_codes = Wire()
+        s.in_values = Wire()
         s.cmd = Wire(Command)
+        s.has_codes = Wire()
         s.left = Wire(beat_bits)  # beats left of the section
         s.last_beat = Wire()
         s.tile_last = Wire()  # and of the tile
@@ -166,7 +167,7 @@ class UnpackerRTL(Component):
         s.section_end = Wire()
         s.tile_end = Wire()
         s.tile_start = Wire()
-        s.stream_end = Wire()
+        s.stream_last = Wire()  # the section is the last one of the stream
 
         s.present = Wire(Beat)  # what gearboxes do in this cycle, or hear of in it
         s.present_write = Wire(Write)
@@ -258,9 +259,9 @@ class UnpackerRTL(Component):
                 s.held_next @= s.held_bytes + slice_bytes - s.take_bytes
             s.take_next @= s.take_bytes
             if s.last_beat:
-                if s.section == values:
+                if s.in_values:
                     s.take_next @= s.header_take
-                elif (s.section == header) & (s.cmd.code_bytes != 0):
+                elif s.in_header & s.has_codes:
                     s.take_next @= s.code_take
                 else:
                     s.take_next @= s.value_take
@@ -271,104 +272,108 @@ class UnpackerRTL(Component):
         def up_control():
             # Ready follows from registers only: room for a whole tile, and too few bytes held.
             s.room @= s.started | (~s.code_margin[code_sign] & ~s.value_margin[value_sign] & s.has_header)
-            s.weights.rdy @= (s.section != idle) & s.room & s.need
-            s.beat @= (s.section != idle) & s.room & (s.weights.val | ~s.need)
+            s.weights.rdy @= s.busy & s.room & s.need
+            s.beat @= s.busy & s.room & (s.weights.val | ~s.need)
             s.section_end @= s.beat & s.last_beat
             s.tile_start @= s.beat & ~s.started
             s.tile_end @= s.beat & s.tile_last
-            s.stream_end @= s.tile_end & s.last_group & s.last_tile
-            s.command.rdy @= s.section == idle
+            s.stream_last @= s.in_values & s.last_group & s.last_tile
+            s.command.rdy @= ~s.busy
 
         @update
         def up_present():
             # The last word of a GEMM may hold padding bytes, which the next GEMM must not see.
-            s.present.clear @= s.section == idle
+            s.present.clear @= ~s.busy
             s.present.top_up @= s.need
             s.present.take @= s.beat
             s.present.held_bytes @= s.held_bytes
             s.present.take_bytes @= s.take_bytes
             s.present_write.header_wen @= 0
-            if s.beat & (s.section == header):
+            if s.beat & s.in_header:
                 s.present_write.header_wen @= s.header_part
-            s.present_write.code_wen @= s.beat & (s.section == codes)
-            s.present_write.value_wen @= s.beat & (s.section == values)
+            s.present_write.code_wen @= s.beat & s.in_codes
+            s.present_write.value_wen @= s.beat & s.in_values
             s.present_write.header_addr @= s.header_ptr
             s.present_write.code_addr @= s.code_ptr
             s.present_write.value_addr @= s.value_ptr
 
         @update_ff
         def ff_command():
-            if s.section == idle:
+            if ~s.busy:
                 s.cmd <<= s.command.msg
+                s.has_codes <<= s.command.msg.code_bytes != 0
 
+        # What counts has no reset, and waits for no command: fewer conditions on what goes to many registers.
         @update_ff
         def ff_section():
             if s.reset:
-                s.section <<= idle
-                s.started <<= 0
-                s.held_bytes <<= 0
-                s.need <<= 1
-            elif s.section == idle:
+                s.busy <<= 0
+                s.in_header <<= 0
+                s.in_codes <<= 0
+                s.in_values <<= 0
+            elif ~s.busy:
+                s.busy <<= s.command.val
+                s.in_header <<= s.command.val
+            elif s.section_end:
+                s.busy <<= ~s.stream_last
+                s.in_header <<= s.in_values & ~s.stream_last
+                s.in_codes <<= s.in_header & s.has_codes
+                s.in_values <<= s.in_codes | (s.in_header & ~s.has_codes)
+
+        @update_ff
+        def ff_beat():
+            if ~s.busy:
                 s.started <<= 0
                 s.held_bytes <<= 0
                 s.need <<= 1
                 s.tile_last <<= 0
-                if s.command.val:
-                    s.section <<= header
-                    s.group <<= s.command.msg.groups
-                    s.tile <<= s.command.msg.out_tiles
-                    s.last_group <<= s.command.msg.groups == 1
-                    s.last_tile <<= s.command.msg.out_tiles == 1
-                    s.left <<= symmetric_beats
-                    s.last_beat <<= symmetric_single
-                    s.take_bytes <<= symmetric_take
-                    s.section_last <<= symmetric_last
-                    if s.command.msg.asymmetric:
-                        s.left <<= asymmetric_beats
-                        s.last_beat <<= asymmetric_single
-                        s.take_bytes <<= asymmetric_take
-                        s.section_last <<= asymmetric_last
+                s.left <<= symmetric_beats
+                s.last_beat <<= symmetric_single
+                s.take_bytes <<= symmetric_take
+                s.section_last <<= symmetric_last
+                if s.command.msg.asymmetric:
+                    s.left <<= asymmetric_beats
+                    s.last_beat <<= asymmetric_single
+                    s.take_bytes <<= asymmetric_take
+                    s.section_last <<= asymmetric_last
             elif s.beat:
-                s.started <<= ~s.tile_end
+                s.started <<= ~s.tile_last
                 s.left <<= s.left - 1
                 s.last_beat <<= s.next_last
-                s.tile_last <<= s.next_last & (s.section == values)
+                s.tile_last <<= s.next_last & s.in_values
                 s.take_bytes <<= s.take_next
                 s.held_bytes <<= s.held_next
                 s.need <<= s.held_next < s.take_next
                 if s.last_beat:
-                    if s.section == header:
-                        if s.cmd.code_bytes != 0:
-                            s.section <<= codes
-                            s.left <<= zext(s.cmd.code_words, beat_bits)
-                            s.last_beat <<= s.cmd.code_words == 1
-                            s.section_last <<= s.code_last
-                        else:
-                            s.section <<= values
-                            s.left <<= zext(s.cmd.value_words, beat_bits)
-                            s.last_beat <<= s.cmd.value_words == 1
-                            s.tile_last <<= s.cmd.value_words == 1
-                            s.section_last <<= s.value_last
-                    elif s.section == codes:
-                        s.section <<= values
+                    if s.in_values:
+                        s.left <<= s.header_beats
+                        s.last_beat <<= s.header_beats == 1
+                        s.section_last <<= s.header_last
+                    elif s.in_header & s.has_codes:
+                        s.left <<= zext(s.cmd.code_words, beat_bits)
+                        s.last_beat <<= s.cmd.code_words == 1
+                        s.section_last <<= s.code_last
+                    else:
                         s.left <<= zext(s.cmd.value_words, beat_bits)
                         s.last_beat <<= s.cmd.value_words == 1
                         s.tile_last <<= s.cmd.value_words == 1
                         s.section_last <<= s.value_last
-                    else:
-                        s.section <<= header
-                        s.left <<= s.header_beats
-                        s.last_beat <<= s.header_beats == 1
-                        s.section_last <<= s.header_last
-                        s.group <<= s.group - 1
-                        s.last_group <<= s.group == two_groups
-                        if s.last_group:
-                            s.group <<= s.cmd.groups
-                            s.last_group <<= s.cmd.groups == 1
-                            s.tile <<= s.tile - 1
-                            s.last_tile <<= s.tile == two_tiles
-                        if s.stream_end:
-                            s.section <<= idle
+
+        @update_ff
+        def ff_tile():
+            if ~s.busy:
+                s.group <<= s.command.msg.groups
+                s.tile <<= s.command.msg.out_tiles
+                s.last_group <<= s.command.msg.groups == 1
+                s.last_tile <<= s.command.msg.out_tiles == 1
+            elif s.tile_end:
+                s.group <<= s.group - 1
+                s.last_group <<= s.group == two_groups
+                if s.last_group:
+                    s.group <<= s.cmd.groups
+                    s.last_group <<= s.cmd.groups == 1
+                    s.tile <<= s.tile - 1
+                    s.last_tile <<= s.tile == two_tiles
 
         if header_parts > 1:
 
@@ -376,7 +381,7 @@ class UnpackerRTL(Component):
             def ff_header_part():
                 if s.reset | s.section_end:
                     s.header_part <<= 1
-                elif s.beat & (s.section == header):
+                elif s.beat & s.in_header:
                     s.header_part <<= s.header_part << 1
 
         else:
@@ -421,7 +426,7 @@ class UnpackerRTL(Component):
 
         @update_ff
         def ff_margin():
-            if s.section == idle:
+            if ~s.busy:
                 s.code_margin <<= s.code_free_next - zext(s.command.msg.code_words, code_margin_bits)
                 s.value_margin <<= s.value_free_next - zext(s.command.msg.value_words, value_margin_bits)
             else:
@@ -435,19 +440,19 @@ class UnpackerRTL(Component):
                 s.code_ptr <<= 0
                 s.value_ptr <<= 0
             else:
-                if s.section_end & (s.section == header):
+                if s.section_end & s.in_header:
                     s.header_ptr <<= s.header_ptr + 1
                     if s.header_ptr == last_slot:
                         s.header_ptr <<= 0
-                if s.beat & (s.section == codes):
+                if s.beat & s.in_codes:
                     s.code_ptr <<= s.code_ptr + 1
                     if s.code_ptr == last_code:
                         s.code_ptr <<= 0
-                if s.beat & (s.section == values):
+                if s.beat & s.in_values:
                     s.value_ptr <<= s.value_ptr + 1
                     if s.value_ptr == last_value:
                         s.value_ptr <<= 0
 
     def line_trace(s):
-        state = ".HCV"[int(s.section)]
-        return f"{state}{'*' if s.beat else '#' if s.section != IDLE else ' '}"
+        state = "H" if s.in_header else "C" if s.in_codes else "V" if s.in_values else "."
+        return f"{state}{'*' if s.beat else '#' if s.busy else ' '}"
