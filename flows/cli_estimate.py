@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.core_choice import ConfigOption, PresetOption, choose_core
-from flows.terminal import Command, JsonFlag, Report, examples, progress
+from flows.terminal import Command, JsonFlag, Report, examples, given_options, progress
 from flows.workload_options import (
     AsymmetricFlag,
     AttentionOption,
@@ -37,7 +37,7 @@ _SHARED_OPTIONS = frozenset(
 
 def _check_layer_source(ctx: typer.Context) -> None:
     """Refuse options of a model with a layer list, and the other way round."""
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    given = given_options(ctx)
     if ("model" in given) == ("topology" in given):
         what = "Both --model and --topology were" if "model" in given else "Neither --model nor --topology was"
         raise ValueError(f"{what} given; layers come from one of them.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.core_choice import ConfigOption, PresetOption, choose_core
-from flows.terminal import Command, JsonFlag, Report, examples, progress
+from flows.terminal import Command, JsonFlag, Report, examples, given_options, progress
 from flows.workload_options import (
     AsymmetricFlag,
     AttentionOption,
@@ -179,7 +179,7 @@ _MEASURE_OPTIONS = frozenset({"measure", "points", "jobs", "ray", "json_output"}
 
 def _measure(ctx: typer.Context, count: int, file: Path | None, workers: Any) -> Report:
     """Synthesise cores for the area model, and say how well it fits them."""
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    given = given_options(ctx)
     if wrong := sorted(given - _MEASURE_OPTIONS):
         option = "--" + wrong[0].replace("_", "-")
         raise ValueError(f"{option} has no meaning with --measure, which synthesises cores and explores none.")

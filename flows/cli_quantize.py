@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.core_choice import ConfigOption, PresetOption, choose_core
-from flows.terminal import JsonFlag, Report
+from flows.terminal import JsonFlag, Report, given_options
 from flows.workload_options import AsymmetricFlag, GroupOption
 
 #: Settings that a search chooses from, as `flows.quantize_options.read_candidates` reads them: those that fit the core.
@@ -153,7 +153,7 @@ def quantize(
 
 def _check_options(ctx: typer.Context, objective: str) -> None:
     """Refuse options that contradict each other, or that the chosen way of working has no use for."""
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    given = given_options(ctx)
     ways = [f"--{name.replace('_', '-')}" for name in ("max_loss", "pattern", "recipe") if name in given]
     if not ways:
         raise ValueError(

@@ -111,6 +111,11 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["[bold]Examples[/bold]", *lines])
 
 
+def given_options(ctx: typer.Context) -> set[str]:
+    """Return the parameters that stand on the command line, by their names in Python."""
+    return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+
+
 class ProgressBar:
     """Handle on one bar of `progress`; does nothing when there is none."""
 
