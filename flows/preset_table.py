@@ -27,7 +27,7 @@ from verify.synthesis.expectations import expectations
 from verify.synthesis.hierarchy import Design
 from verify.synthesis.mapping import Multipliers, map_blocks
 from verify.synthesis.netlist import blocks_of
-from verify.synthesis.routing import DeviceTooSmallError
+from verify.synthesis.routing import TIMING_WEIGHT, DeviceTooSmallError
 from verify.synthesis.targets import Resources, Target
 from verify.synthesis.tools import Deadline, SynthesisTool, TimeLimitError, find_yosys
 from verify.toolchain import ToolError
@@ -187,7 +187,8 @@ def _heading(rows: Sequence[Row], choices: Choices) -> str:
         seeds = ", ".join(map(str, range(1, choices.seeds + 1)))
         where += (
             f", device {choices.device}, speed grade {choices.speed}, seeds {seeds}; nextpnr works towards "
-            f"{choices.goal_mhz:g} MHz, which is no limit, and no port is on a pin"
+            f"{choices.goal_mhz:g} MHz, which is no limit, timing weighs {TIMING_WEIGHT} in placement, and no port is "
+            "on a pin"
         )
     return f"{'; '.join(tools.values())}; {where}. Multiplier blocks: all multipliers, or the scale units' alone."
 

@@ -17,7 +17,7 @@ from verify.synthesis.guards import GUARDS, listed
 from verify.synthesis.hierarchy import Design
 from verify.synthesis.liberty import Liberty, read_liberty
 from verify.synthesis.mapping import Multipliers
-from verify.synthesis.routing import Device
+from verify.synthesis.routing import TIMING_WEIGHT, Device
 from verify.synthesis.targets import MACRO_WORDS, TARGETS, Target
 from verify.synthesis.tools import Deadline
 
@@ -56,7 +56,7 @@ class CoreSynthesis:
         if request.device is not None:
             said.append(
                 "Placed out of context: ports are not on pins, and paths from and to ports do not count. The clock to "
-                "work towards is no constraint that must be met."
+                f"work towards is no constraint that must be met. Timing weighs {TIMING_WEIGHT} in placement."
             )
         if request.liberty is not None:
             said.append(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff, zext
 
-from accel.config import CoreConfig, count_bits, two_in
+from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import mk_command_msg, subtile_bits
+from accel.countdown.CountdownRTL import CountdownRTL
 from accel.delay.DelayRTL import FanoutRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 from accel.ram.RamRTL import EvenAddressRTL, RamRTL
@@ -32,7 +33,6 @@ class ActLoaderRTL(Component):
         margin_bits = count + 1
         sign = margin_bits - 1
         subtile_nbits = subtile_bits(config)
-        two_words, two_subtiles = two_in(count), two_in(subtile_nbits)
         row_bits = count_bits(rows)
         sum_bits = row_bits + count_bits(ports) + 1
         two_beats, single = 2 * ports, int(ports >= rows)
@@ -55,14 +55,14 @@ class ActLoaderRTL(Component):
         s.free = Wire(count)
         s.free_next = Wire(margin_bits)  # if no block starts
         s.margin = Wire(margin_bits)  # what is free beyond the block; negative while there is no room for it
-        s.subtile = Wire(subtile_nbits)  # left, this one included
         s.base = Wire(addr_bits)  # of the subtile in the ring
         s.word = Wire(count)
-        s.words_left = Wire(count)  # of the row, this one included
         s.row_beat = Wire(beat_bits)
-        s.row_end = Wire(sum_bits)  # rows loaded with the beat after this one
+        s.rows_after = Wire(sum_bits)  # rows loaded with the beat after this one
         s.room = Wire()
         s.take = Wire()
+        s.row_end = Wire()
+        s.subtile_end = Wire()
         s.last_word = Wire()  # these three are registers
         s.last_beat = Wire()
         s.last_subtile = Wire()
@@ -73,6 +73,19 @@ class ActLoaderRTL(Component):
         s.single_of_given = Wire()
 
         # Components
+        s.row_words = CountdownRTL(count)
+        s.row_words.given //= s.command.msg.row_words
+        s.row_words.total //= s.cmd.row_words
+        s.row_words.step //= s.take
+        s.row_words.last //= s.last_word
+        s.subtiles = CountdownRTL(subtile_nbits)
+        s.subtiles.given //= s.command.msg.subtiles
+        s.subtiles.total //= s.cmd.subtiles
+        s.subtiles.step //= s.subtile_end
+        s.subtiles.last //= s.last_subtile
+        s.subtiles.next_last //= s.next_is_last
+        for counter in (s.row_words, s.subtiles):
+            counter.load //= s.command.rdy
         s.address = RingAddRTL(words)
         s.address.base //= s.base
         s.address.step //= s.word
@@ -90,11 +103,12 @@ class ActLoaderRTL(Component):
             s.rows_here @= rows
             if s.last_subtile:
                 s.rows_here @= zext(s.cmd.last_rows, sum_bits)
-            s.next_is_last @= s.subtile == two_subtiles
             s.first_is_last @= s.command.msg.subtiles == 1
             s.single_of_last @= s.cmd.last_rows <= ports
             s.single_of_given @= s.command.msg.last_rows <= ports
-            s.block_end @= s.take & s.last_word & s.last_beat & s.last_subtile
+            s.row_end @= s.take & s.last_word
+            s.subtile_end @= s.row_end & s.last_beat
+            s.block_end @= s.subtile_end & s.last_subtile
 
         @update_ff
         def ff_command():
@@ -102,47 +116,49 @@ class ActLoaderRTL(Component):
                 s.cmd <<= s.command.msg
 
         @update_ff
-        def ff_control():
+        def ff_busy():
             if s.reset:
                 s.busy <<= 0
-                s.base <<= 0
             elif ~s.busy:
-                s.started <<= 0
+                s.busy <<= s.command.val
+            elif s.block_end:
+                s.busy <<= 0
+
+        @update_ff
+        def ff_word():
+            s.started <<= s.busy & (s.started | s.take)
+            if ~s.busy:
                 s.word <<= 0
+            elif s.take:
+                s.word <<= s.word + 1
+                if s.last_word:
+                    s.word <<= 0
+
+        @update_ff
+        def ff_row():
+            if ~s.busy:
                 s.row_beat <<= 0
-                s.row_end <<= two_beats
+                s.rows_after <<= two_beats
                 s.last_beat <<= single
                 if s.first_is_last:
                     s.last_beat <<= s.single_of_given
-                if s.command.val:
-                    s.busy <<= 1
-                    s.subtile <<= s.command.msg.subtiles
-                    s.last_subtile <<= s.first_is_last
-                    s.words_left <<= s.command.msg.row_words
-                    s.last_word <<= s.command.msg.row_words == 1
-            elif s.take:
-                s.started <<= 1
-                s.word <<= s.word + 1
-                s.words_left <<= s.words_left - 1
-                s.last_word <<= s.words_left == two_words
-                if s.last_word:
-                    s.word <<= 0
-                    s.words_left <<= s.cmd.row_words
-                    s.last_word <<= s.cmd.row_words == 1
-                    s.row_beat <<= s.row_beat + 1
-                    s.row_end <<= s.row_end + ports
-                    s.last_beat <<= s.row_end >= s.rows_here
-                    if s.last_beat:
-                        s.row_beat <<= 0
-                        s.row_end <<= two_beats
-                        s.last_beat <<= single
-                        if s.next_is_last:
-                            s.last_beat <<= s.single_of_last
-                        s.base <<= s.next_base.out
-                        s.subtile <<= s.subtile - 1
-                        s.last_subtile <<= s.next_is_last
-                        if s.last_subtile:
-                            s.busy <<= 0
+            elif s.row_end:
+                s.row_beat <<= s.row_beat + 1
+                s.rows_after <<= s.rows_after + ports
+                s.last_beat <<= s.rows_after >= s.rows_here
+                if s.last_beat:
+                    s.row_beat <<= 0
+                    s.rows_after <<= two_beats
+                    s.last_beat <<= single
+                    if s.next_is_last:
+                        s.last_beat <<= s.single_of_last
+
+        @update_ff
+        def ff_base():
+            if s.reset:
+                s.base <<= 0
+            elif s.subtile_end:
+                s.base <<= s.next_base.out
 
         @update_ff
         def ff_room():

@@ -14,7 +14,7 @@ from __future__ import annotations
 from pymtl3 import Component, InPort, OutPort, Wire, update, update_ff, zext
 
 from accel.causes import CAUSES
-from accel.config import CoreConfig, count_bits, two_in
+from accel.config import CoreConfig, count_bits
 from accel.core.CoreMsg import (
     code_shift_bits,
     mk_command_msg,
@@ -24,6 +24,7 @@ from accel.core.CoreMsg import (
     position_bits,
     subtile_bits,
 )
+from accel.countdown.CountdownRTL import CountdownRTL
 from accel.interfaces import RecvIfcRTL
 from accel.ram.RamRTL import EvenAddressRTL
 from accel.ram.RingAddRTL import RingAddRTL
@@ -52,7 +53,6 @@ class SequencerRTL(Component):
         shift_sum = size_bits + 1
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
         subtile_nbits, row_bits = subtile_bits(config), count_bits(rows)
-        two_subtiles, two_groups, two_tiles = map(two_in, (subtile_nbits, group_bits, tile_bits))
         length_bits = count_bits(chain_rows)
         acc_addr_bits = count_bits(config.acc_words - 1)
         # With one subtile there is no next one, and its address may not fit the width.
@@ -77,9 +77,6 @@ class SequencerRTL(Component):
         # State: the command and where it stands
         s.running = Wire()
         s.cmd = Wire(Command)
-        s.tile_left = Wire(tile_bits)  # output tiles, groups and subtiles left, the present one included
-        s.group_left = Wire(group_bits)
-        s.subtile_left = Wire(subtile_nbits)
         s.first_group = Wire()
         s.half = Wire()
         # State: rings. base = start of the tile or block, ptr = next step
@@ -107,9 +104,6 @@ class SequencerRTL(Component):
         s.has_block = Wire()
         s.has_half = Wire()
         s.draining = Wire()
-        s.last_subtile = Wire()
-        s.last_group = Wire()
-        s.last_tile = Wire()
         s.issue = Wire()  # nothing is in the step's way
 
         # Wires: what these will be in the next cycle
@@ -119,8 +113,14 @@ class SequencerRTL(Component):
         s.has_half_next = Wire()
         s.draining_next = Wire()
 
-        # Wires
+        # Wires: whether the step is in the last subtile of a tile, and so on; all of these are registers
         s.last_step = Wire()
+        s.last_subtile = Wire()
+        s.last_group = Wire()
+        s.last_tile = Wire()
+
+        # Wires
+        s.subtile_end = Wire()
         s.tile_end = Wire()
         s.out_tile_end = Wire()
         s.block_end = Wire()
@@ -137,6 +137,25 @@ class SequencerRTL(Component):
         s.value_nibble_sum = Wire(nibble_sum)
         s.next_act_word = Wire(act_count)
         s.next_act_shift = Wire(shift_sum)
+
+        # Components: what is left
+        s.subtiles = CountdownRTL(subtile_nbits)
+        s.subtiles.given //= s.command.msg.subtiles
+        s.subtiles.total //= s.cmd.subtiles
+        s.subtiles.step //= s.subtile_end
+        s.subtiles.last //= s.last_subtile
+        s.groups = CountdownRTL(group_bits)
+        s.groups.given //= s.command.msg.groups
+        s.groups.total //= s.cmd.groups
+        s.groups.step //= s.tile_end
+        s.groups.last //= s.last_group
+        s.tiles = CountdownRTL(tile_bits)
+        s.tiles.given //= s.command.msg.out_tiles
+        s.tiles.total //= s.command.msg.out_tiles
+        s.tiles.step //= s.out_tile_end
+        s.tiles.last //= s.last_tile
+        for counter in (s.subtiles, s.groups, s.tiles):
+            counter.load //= s.command.rdy
 
         # Components: addresses in the rings
         s.next_code_base = RingAddRTL(code_words)
@@ -196,7 +215,8 @@ class SequencerRTL(Component):
 
         @update
         def up_ends():
-            s.tile_end @= s.issue & s.last_step & s.last_subtile
+            s.subtile_end @= s.issue & s.last_step
+            s.tile_end @= s.subtile_end & s.last_subtile
             s.out_tile_end @= s.tile_end & s.last_group
             s.block_end @= s.out_tile_end & s.last_tile
 
@@ -272,7 +292,7 @@ class SequencerRTL(Component):
             else:
                 s.step_val <<= s.issue
                 s.window_val <<= s.issue
-                s.group_val <<= s.issue & s.last_step
+                s.group_val <<= s.subtile_end
 
         @update_ff
         def ff_command():
@@ -281,34 +301,19 @@ class SequencerRTL(Component):
                 s.cmd <<= s.command.msg
 
         @update_ff
-        def ff_walk():
-            s.running <<= s.running_next
+        def ff_running():
+            s.running <<= s.running_next & ~s.reset
+
+        # The rings go on from block to block, and places in rows end where they started: these wait for no command.
+        @update_ff
+        def ff_step():
             if s.reset:
-                s.running <<= 0
-                s.half <<= 0
-                s.header <<= 0
-                s.code_base <<= 0
                 s.code_ptr <<= 0
-                s.value_base <<= 0
-                s.value_ptr <<= 0
-                s.block_base <<= 0
-                s.row_base <<= 0
-                s.act_word <<= 0
-            elif ~s.running:
-                s.tile_left <<= s.command.msg.out_tiles
-                s.group_left <<= s.command.msg.groups
-                s.subtile_left <<= s.command.msg.subtiles
-                s.last_tile <<= s.command.msg.out_tiles == 1
-                s.last_group <<= s.command.msg.groups == 1
-                s.last_subtile <<= s.command.msg.subtiles == 1
-                s.first_group <<= 1
                 s.code_bit <<= 0
+                s.value_ptr <<= 0
                 s.value_nibble <<= 0
-                s.group_word <<= 0
-                s.group_shift <<= 0
                 s.act_word <<= 0
                 s.act_shift <<= 0
-                s.acc_addr <<= 0
             elif s.issue:
                 s.code_ptr <<= s.next_code_ptr
                 s.code_bit <<= s.next_code_bit
@@ -324,45 +329,62 @@ class SequencerRTL(Component):
                     s.value_nibble <<= 0
                     s.act_word <<= s.group_word
                     s.act_shift <<= s.group_shift
-                    s.row_base <<= s.next_row_base.out
-                    s.subtile_left <<= s.subtile_left - 1
-                    s.last_subtile <<= s.subtile_left == two_subtiles
-                    s.acc_addr <<= s.acc_addr + next_subtile
                     if s.last_subtile:
-                        # The next tile: one group further along the rows.
-                        s.subtile_left <<= s.cmd.subtiles
-                        s.last_subtile <<= s.cmd.subtiles == 1
-                        s.acc_addr <<= 0
-                        s.row_base <<= s.block_base
-                        s.header <<= s.header + 1
-                        if s.header == header_slots - 1:
-                            s.header <<= 0
-                        s.code_base <<= s.next_code_base.out
+                        # The next tile: one group further along the rows, or at their start.
                         s.code_ptr <<= s.next_code_base.out
-                        s.value_base <<= s.next_value_base.out
                         s.value_ptr <<= s.next_value_base.out
-                        s.group_word <<= s.next_act_word
-                        s.group_shift <<= s.next_act_shift[0:position_nbits]
                         s.act_word <<= s.next_act_word
                         s.act_shift <<= s.next_act_shift[0:position_nbits]
-                        s.group_left <<= s.group_left - 1
-                        s.last_group <<= s.group_left == two_groups
-                        s.first_group <<= 0
                         if s.last_group:
-                            # The next output tile: back to the start of the rows.
-                            s.group_left <<= s.cmd.groups
-                            s.last_group <<= s.cmd.groups == 1
-                            s.first_group <<= 1
-                            s.half <<= ~s.half
-                            s.group_word <<= 0
-                            s.group_shift <<= 0
                             s.act_word <<= 0
                             s.act_shift <<= 0
-                            s.tile_left <<= s.tile_left - 1
-                            s.last_tile <<= s.tile_left == two_tiles
-                            if s.last_tile:
-                                s.block_base <<= s.next_block_base.out
-                                s.row_base <<= s.next_block_base.out
+
+        @update_ff
+        def ff_subtile():
+            if s.reset:
+                s.row_base <<= 0
+                s.acc_addr <<= 0
+            elif s.subtile_end:
+                s.row_base <<= s.next_row_base.out
+                s.acc_addr <<= s.acc_addr + next_subtile
+                if s.last_subtile:
+                    s.row_base <<= s.block_base
+                    s.acc_addr <<= 0
+                    if s.last_group & s.last_tile:
+                        s.row_base <<= s.next_block_base.out
+
+        @update_ff
+        def ff_tile():
+            if s.reset:
+                s.header <<= 0
+                s.code_base <<= 0
+                s.value_base <<= 0
+                s.group_word <<= 0
+                s.group_shift <<= 0
+                s.first_group <<= 1
+            elif s.tile_end:
+                s.header <<= s.header + 1
+                if s.header == header_slots - 1:
+                    s.header <<= 0
+                s.code_base <<= s.next_code_base.out
+                s.value_base <<= s.next_value_base.out
+                s.group_word <<= s.next_act_word
+                s.group_shift <<= s.next_act_shift[0:position_nbits]
+                if s.last_group:
+                    s.group_word <<= 0
+                    s.group_shift <<= 0
+                s.first_group <<= s.last_group
+
+        @update_ff
+        def ff_block():
+            if s.reset:
+                s.half <<= 0
+                s.block_base <<= 0
+            else:
+                if s.out_tile_end:
+                    s.half <<= ~s.half
+                if s.block_end:
+                    s.block_base <<= s.next_block_base.out
 
         @update
         def up_after():
@@ -383,7 +405,7 @@ class SequencerRTL(Component):
                 s.has_half_next @= s.halves_free != 1
             # Partials of a group leave their chain in `length` cycles; the next group may end no sooner.
             s.draining_next @= s.draining & (s.drain_timer != 1)
-            if s.issue & s.last_step:
+            if s.subtile_end:
                 s.draining_next @= s.length != 1
             s.running_next @= s.running & ~s.block_end
             if ~s.running:
@@ -430,7 +452,7 @@ class SequencerRTL(Component):
                     s.halves_free <<= s.halves_free + 1
                 elif ~s.half_free & s.out_tile_end:
                     s.halves_free <<= s.halves_free - 1
-                if s.issue & s.last_step:
+                if s.subtile_end:
                     s.drain_timer <<= s.length - 1
                 elif s.drain_timer != 0:
                     s.drain_timer <<= s.drain_timer - 1

@@ -12,6 +12,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, update, update_ff,
 
 from accel.config import CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_beat_msg, mk_command_msg, mk_write_msg
+from accel.countdown.CountdownRTL import CountdownRTL
 from accel.delay.DelayRTL import HoldRTL, PulseRTL
 from accel.interfaces import RecvIfcRTL, VectorRecvIfcRTL
 
@@ -99,7 +100,7 @@ class UnpackerRTL(Component):
         value_addr_bits = count_bits(value_words - 1)
         header_addr_bits = count_bits(header_slots - 1)
         group_bits, tile_bits = count_bits(config.k_max), count_bits(config.out_tiles_max)
-        two_beats, two_groups, two_tiles = map(two_in, (beat_bits, group_bits, tile_bits))
+        two_beats = two_in(beat_bits)
         header_parts = len(config.header_parts)
         moving = config.has_register("weights")
         last_slot, last_code, last_value = header_slots - 1, code_words - 1, value_words - 1
@@ -129,8 +130,6 @@ class UnpackerRTL(Component):
         s.take_bytes = Wire(amount)  # in the present beat
         s.take_next = Wire(amount)  # in the beat after it
         s.held_next = Wire(amount)
-        s.group = Wire(group_bits)  # tiles left
-        s.tile = Wire(tile_bits)
         s.last_group = Wire()
         s.last_tile = Wire()
         s.started = Wire()  # the tile has its room
@@ -166,6 +165,7 @@ class UnpackerRTL(Component):
         s.beat = Wire()
         s.section_end = Wire()
         s.tile_end = Wire()
+        s.out_tile_end = Wire()
         s.tile_start = Wire()
         s.stream_last = Wire()  # the section is the last one of the stream
 
@@ -178,8 +178,20 @@ class UnpackerRTL(Component):
         s.gearbox = [GearboxRTL(config) for _ in range(columns)]
         s.incoming = [HoldRTL(slice_bits, 1, (c + 1) * moving) for c in range(columns)]
         s.ready = PulseRTL(config.tile_delay - 1)
+        s.groups = CountdownRTL(group_bits)
+        s.tiles = CountdownRTL(tile_bits)
 
         # Connections
+        s.groups.given //= s.command.msg.groups
+        s.groups.total //= s.cmd.groups
+        s.groups.step //= s.tile_end
+        s.groups.last //= s.last_group
+        s.tiles.given //= s.command.msg.out_tiles
+        s.tiles.total //= s.command.msg.out_tiles
+        s.tiles.step //= s.out_tile_end
+        s.tiles.last //= s.last_tile
+        for counter in (s.groups, s.tiles):
+            counter.load //= s.command.rdy
         s.ready.in_ //= s.tile_end
         s.ready.out //= s.tile_ready
         for c in range(columns):
@@ -277,6 +289,7 @@ class UnpackerRTL(Component):
             s.section_end @= s.beat & s.last_beat
             s.tile_start @= s.beat & ~s.started
             s.tile_end @= s.beat & s.tile_last
+            s.out_tile_end @= s.tile_end & s.last_group
             s.stream_last @= s.in_values & s.last_group & s.last_tile
             s.command.rdy @= ~s.busy
 
@@ -358,22 +371,6 @@ class UnpackerRTL(Component):
                         s.last_beat <<= s.cmd.value_words == 1
                         s.tile_last <<= s.cmd.value_words == 1
                         s.section_last <<= s.value_last
-
-        @update_ff
-        def ff_tile():
-            if ~s.busy:
-                s.group <<= s.command.msg.groups
-                s.tile <<= s.command.msg.out_tiles
-                s.last_group <<= s.command.msg.groups == 1
-                s.last_tile <<= s.command.msg.out_tiles == 1
-            elif s.tile_end:
-                s.group <<= s.group - 1
-                s.last_group <<= s.group == two_groups
-                if s.last_group:
-                    s.group <<= s.cmd.groups
-                    s.last_group <<= s.cmd.groups == 1
-                    s.tile <<= s.tile - 1
-                    s.last_tile <<= s.tile == two_tiles
 
         if header_parts > 1:
 

@@ -10,6 +10,7 @@ from pymtl3 import Component, InPort, OutPort, Wire, mk_bits, sext, update, upda
 
 from accel.config import RESULT_BITS, CoreConfig, count_bits, two_in
 from accel.core.CoreMsg import mk_command_msg, mk_read_msg, subtile_bits
+from accel.countdown.CountdownRTL import CountdownRTL
 from accel.delay.DelayRTL import DelayRTL, HoldRTL
 from accel.interfaces import NormalQueueRTL, RecvIfcRTL, SendIfcRTL
 
@@ -87,7 +88,7 @@ class ResultWriterRTL(Component):
         subtile_nbits = subtile_bits(config)
         tile_bits = count_bits(config.out_tiles_max)
         words = queue_words(config)
-        two_rows, two_subtiles, two_tiles = map(two_in, (row_bits, subtile_nbits, tile_bits))
+        two_rows = two_in(row_bits)
         single_row = int(rows == 1)
 
         # Interface
@@ -103,8 +104,6 @@ class ResultWriterRTL(Component):
         s.busy = Wire()
         s.cmd = Wire(Command)
         s.tiles_done = Wire(2)
-        s.tile_left = Wire(tile_bits)
-        s.subtile_left = Wire(subtile_nbits)
         s.row_left = Wire(row_bits)
         s.last_row = Wire()  # registers: one is left
         s.last_subtile = Wire()
@@ -123,10 +122,26 @@ class ResultWriterRTL(Component):
         s.tile_end = Wire()
         s.command_end = Wire()
         s.rows_next = Wire(row_bits)
+        s.next_is_last = Wire()  # subtile
         s.next_is_single = Wire()  # subtile has one row
         s.lane_acc = [Wire(acc_bits) for _ in range(lanes)]
         s.column = [[Wire(acc_bits) for _ in range(max(2, groups))] for _ in range(lanes)]
         s.departed = Wire()
+
+        # Components: what is left
+        s.subtiles = CountdownRTL(subtile_nbits)
+        s.subtiles.given //= s.command.msg.subtiles
+        s.subtiles.total //= s.cmd.subtiles
+        s.subtiles.step //= s.subtile_end
+        s.subtiles.last //= s.last_subtile
+        s.subtiles.next_last //= s.next_is_last
+        s.tiles = CountdownRTL(tile_bits)
+        s.tiles.given //= s.command.msg.out_tiles
+        s.tiles.total //= s.command.msg.out_tiles
+        s.tiles.step //= s.tile_end
+        s.tiles.last //= s.last_tile
+        for counter in (s.subtiles, s.tiles):
+            counter.load //= s.command.rdy
 
         # Components
         s.epilogue = EpilogueType(config)
@@ -182,7 +197,7 @@ class ResultWriterRTL(Component):
             # Rows of the subtile after this one: the last subtile may be short.
             s.rows_next @= rows
             s.next_is_single @= single_row
-            if s.subtile_left == two_subtiles:
+            if s.next_is_last:
                 s.rows_next @= s.cmd.last_rows
                 s.next_is_single @= s.cmd.last_rows == 1
 
@@ -201,10 +216,6 @@ class ResultWriterRTL(Component):
                 s.group <<= 0
             elif ~s.busy:
                 s.busy <<= s.command.val
-                s.tile_left <<= s.command.msg.out_tiles
-                s.subtile_left <<= s.command.msg.subtiles
-                s.last_tile <<= s.command.msg.out_tiles == 1
-                s.last_subtile <<= s.command.msg.subtiles == 1
                 s.row_left <<= rows
                 s.last_row <<= single_row
                 if s.command.msg.subtiles == 1:
@@ -225,23 +236,17 @@ class ResultWriterRTL(Component):
                         s.chain <<= 0
                         s.base <<= s.base + next_subtile
                         s.addr <<= s.base + next_subtile
-                        s.subtile_left <<= s.subtile_left - 1
-                        s.last_subtile <<= s.subtile_left == two_subtiles
                         s.row_left <<= s.rows_next
                         s.last_row <<= s.next_is_single
                         if s.tile_end:
                             s.base <<= 0
                             s.addr <<= 0
                             s.half <<= ~s.half
-                            s.subtile_left <<= s.cmd.subtiles
-                            s.last_subtile <<= s.cmd.subtiles == 1
                             s.row_left <<= rows
                             s.last_row <<= single_row
                             if s.cmd.subtiles == 1:
                                 s.row_left <<= s.cmd.last_rows
                                 s.last_row <<= s.cmd.last_rows == 1
-                            s.tile_left <<= s.tile_left - 1
-                            s.last_tile <<= s.tile_left == two_tiles
                             if s.command_end:
                                 s.busy <<= 0
 
