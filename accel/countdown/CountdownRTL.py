@@ -16,7 +16,7 @@ class CountdownRTL(Component):
 
     def construct(s, nbits):
         # Constants
-        bits = max(nbits, 3)  # the counts that are compared fit in
+        bits = max(nbits, 2)  # of counts that are compared with up to 3
 
         # Interface
         s.load = InPort()
@@ -30,18 +30,16 @@ class CountdownRTL(Component):
         s.left = Wire(bits)  # with the present one, if none ended in the last cycle
         s.stepped = Wire()
         s.restarted = Wire()
-        s.three_left = Wire()  # s.left == 3, and 4
-        s.four_left = Wire()
+        s.three_left = Wire()  # s.left == 3
         s.one_in_all = Wire()
         s.two_in_all = Wire()
         s.three_in_all = Wire()
-        s.four_in_all = Wire()
 
-        # Wires: the first ones are also what is left, with all that ended
-        s.three_now = Wire()
-        s.four_now = Wire()
+        # Wires
         s.first = Wire(bits)
         s.again = Wire(bits)
+        s.four_left = Wire()  # s.left == 4, a register
+        s.three_now = Wire()  # with all that ended
 
         # Connections
         s.first[0:nbits] //= s.given
@@ -53,13 +51,10 @@ class CountdownRTL(Component):
         @update
         def up_now():
             s.three_now @= s.three_left
-            s.four_now @= s.four_left
             if s.stepped & s.restarted:
                 s.three_now @= s.three_in_all
-                s.four_now @= s.four_in_all
             elif s.stepped:
                 s.three_now @= s.four_left
-                s.four_now @= s.left == 5
 
         @update_ff
         def ff_left():
@@ -68,10 +63,8 @@ class CountdownRTL(Component):
             if s.load:
                 s.left <<= s.first
                 s.three_left <<= s.first == 3
-                s.four_left <<= s.first == 4
             else:
                 s.three_left <<= s.three_now
-                s.four_left <<= s.four_now
                 if s.stepped & s.restarted:
                     s.left <<= s.again
                 elif s.stepped:
@@ -83,7 +76,6 @@ class CountdownRTL(Component):
                 s.one_in_all <<= s.first == 1
                 s.two_in_all <<= s.first == 2
                 s.three_in_all <<= s.first == 3
-                s.four_in_all <<= s.first == 4
 
         @update_ff
         def ff_last():
@@ -96,3 +88,19 @@ class CountdownRTL(Component):
             elif s.step:
                 s.last <<= s.next_last
                 s.next_last <<= s.three_now
+
+        if nbits > 2:
+            s.four_in_all = Wire()
+
+            @update_ff
+            def ff_four():
+                if s.load:
+                    s.four_left <<= s.first == 4
+                    s.four_in_all <<= s.first == 4
+                elif s.stepped & s.restarted:
+                    s.four_left <<= s.four_in_all
+                elif s.stepped:
+                    s.four_left <<= s.left == 5
+
+        else:
+            s.four_left //= 0

@@ -91,7 +91,7 @@ MUTANTS = [
     ("sequencer/StepWalkRTL.py", "s.next_last <<= s.steps_left == three", "s.next_last <<= s.steps_left == two"),
     ("sequencer/StepWalkRTL.py", "s.over_after - zext(s.cmd.back", "s.over_after + zext(s.cmd.turn"),
     ("sequencer/StepWalkRTL.py", "s.place[lane] - s.cmd.back[0:position_nbits]", "s.place[lane] + s.cmd.turn"),
-    ("countdown/CountdownRTL.py", "s.four_now @= s.left == 5", "s.four_now @= s.left == 4"),
+    ("countdown/CountdownRTL.py", "s.four_left <<= s.left == 5", "s.four_left <<= s.left == 4"),
     ("countdown/CountdownRTL.py", "s.three_now @= s.three_in_all", "s.three_now @= s.three_left"),
     ("countdown/CountdownRTL.py", "s.left <<= s.again", "s.left <<= s.left - 1"),
     ("countdown/CountdownRTL.py", "s.last <<= s.one_in_all", "s.last <<= 0"),
