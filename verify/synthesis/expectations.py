@@ -120,6 +120,10 @@ def _constants(config: CoreConfig) -> list[ConstantBits]:
         reason = "A beat of one byte takes one byte, the last one too."
         found += [_bits(f"unpacker.{name}", range(2), reason) for name in ("section_last", "take_bytes")]
         found += [ConstantBits(rf"unpacker\.{name}", reason) for name in ("section_last", "take_bytes")]
+    if config.k_max == 1:
+        reason = "With one activation a row there is one group, which is the last one."
+        pattern = r"(unpacker|sequencer)\.groups\.(next_last|(two|three)_in_all|three_left)"
+        found.append(ConstantBits(pattern, reason))
     # Trailing zeros of the rows of a chain.
     even = (config.chain_rows & -config.chain_rows).bit_length() - 1
     if even:
