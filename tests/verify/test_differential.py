@@ -139,7 +139,7 @@ def test_every_parameter_on_its_own(change):
 
 
 def test_random_cores():
-    patterns = agree_and_reach(set(EXTREMES), core_configs(), ("golden", "fl", "cl", "rtl"), 4 * EXAMPLES)
+    patterns = agree_and_reach(set(EXTREMES), core_configs(), ("golden", "fl", "cl", "rtl"), 3 * EXAMPLES)
     assert len(patterns) >= 20
 
 
