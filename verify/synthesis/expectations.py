@@ -127,9 +127,8 @@ def _constants(config: CoreConfig) -> list[ConstantBits]:
     # Trailing zeros of the rows of a chain.
     even = (config.chain_rows & -config.chain_rows).bit_length() - 1
     if even:
-        indices = "|".join(map(str, range(even)))
         reason = f"A subtile's accumulators start at a multiple of {config.chain_rows}, the rows of a drain chain."
-        found.append(ConstantBits(rf"sequencer\.acc_addr(\[({indices})\])?", reason))
+        found += [_bits("sequencer.acc_addr", range(even), reason), ConstantBits(r"sequencer\.acc_addr", reason)]
     if config.chain_rows == 1:
         length = _field_bits(mk_group_msg(config))["length"]
         found.append(_bits("sequencer.group", length, "A drain chain of one row has always one partial sum."))
